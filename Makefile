@@ -1,0 +1,44 @@
+# `make demo` and `make test` are all a newcomer needs; both set up .venv by themselves.
+BIN := .venv/bin
+SOURCES := gateway orchestrator tests examples scripts
+
+.PHONY: demo test check unit setup lock openapi format clean
+
+setup: .venv/.done
+
+.venv/.done: pyproject.toml uv.lock scripts/setup
+	scripts/setup
+
+# ONCE=1 ends after the first answer.
+demo: setup
+	@$(BIN)/sluice demo $(if $(ONCE),--once)
+
+# Everything: the cluster and vLLM as well where they can run, and must under CI=true.
+test: check
+	tests/prepare
+	$(BIN)/pytest
+
+check: setup
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The fast tests alone: under a minute.
+unit: setup
+	$(BIN)/pytest -q -m "not cluster and not vllm"
+
+format: setup
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+openapi: setup
+	$(BIN)/python scripts/openapi.py
+
+# After a change of dependencies: uv.lock for uv, requirements.txt for pip.
+lock:
+	$(BIN)/uv lock
+	$(BIN)/uv export --quiet --locked --no-default-groups --no-emit-project --extra embedded --no-annotate --no-header -o requirements.txt
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,95 @@
+"""`python -m gateway`: serve until a signal. Messages go to stderr."""
+
+import argparse
+import errno
+import logging
+import socket
+import sys
+from pathlib import Path
+
+import uvicorn
+
+from gateway.app import create_app
+from gateway.settings import Settings, SettingsError, read_settings
+
+log = logging.getLogger("gateway")
+
+_GRACE_SECONDS = 5  # that running answers get to end after a signal
+
+
+class PortError(Exception):
+    """The address cannot be listened on; the text says what to choose instead."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse `argv` (default: the process's) and serve. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m gateway", description="Serve the gateway on this machine.")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="a TOML file; GATEWAY_* in the environment wins")
+    return serve(parser.parse_args(argv).config)
+
+
+def serve(config: Path | None) -> int:
+    """Serve until SIGTERM or SIGINT. Returns 1, after one message on stderr, when it cannot start."""
+    try:
+        settings = read_settings(config)
+        listener = _listen(settings)
+    except (SettingsError, PortError) as exc:
+        sys.stderr.write(f"sluice gateway: {exc}\n")
+        return 1
+    with listener:
+        return _serve(settings, listener)
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    for noisy in ("httpx2", "httpcore2", "asyncssh"):  # one line for each request, or for each SSH channel
+        logging.getLogger(noisy).setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
+    host, port = listener.getsockname()[:2]
+    log.info("http://%s:%s leads to %s", f"[{host}]" if ":" in host else host, port, settings.cluster or "this machine")
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            log_config=None,
+            access_log=settings.log_level == "debug",
+            ws="none",
+            server_header=False,  # the relayed answer's own Server and Date are passed on
+            date_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:  # uvicorn raises the signal again after its clean end
+        return 0
+    return 0 if server.started else 1
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A socket bound to the address of the settings; raises PortError."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # With protocol 0 asyncio would not recognise TCP and leave Nagle on for every connection: 40 ms for each answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+        # Two sockets may be bound to one port with SO_REUSEADDR, but only one may listen: so listen before saying so.
+        listener.listen(socket.SOMAXCONN)
+    except OSError as exc:
+        listener.close()
+        raise PortError(_why_not(exc, settings)) from exc
+    return listener
+
+
+def _why_not(exc: OSError, settings: Settings) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return (
+            f"port {settings.port} on {settings.host} is taken, perhaps by another gateway; choose another one, for "
+            f"example GATEWAY_PORT={settings.port + 1}, or `port = {settings.port + 1}` in the settings file"
+        )
+    return f"cannot listen on {settings.host} port {settings.port} ({exc.strerror}); set GATEWAY_HOST and GATEWAY_PORT"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""The documentation pages. They work without internet: what they load comes from an installed package."""
+
+import importlib.util
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from orchestrator import __version__
+
+_DOCUMENT = "server-openapi.json"
+
+
+def routes() -> list[BaseRoute]:
+    """/docs, what it loads, and /openapi.json."""
+    spec = importlib.util.find_spec("fastapi_offline")  # found, not imported: only its files are wanted
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("fastapi-offline is not installed; install sluicegate with its dependencies")
+    static = StaticFiles(directory=Path(spec.origin).parent / "static")
+    return [
+        Route("/docs", _docs),
+        Route("/openapi.json", _openapi),
+        Mount("/docs/static", static),
+    ]
+
+
+async def _docs(request: Request) -> HTMLResponse:
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Sluicegate",
+        swagger_js_url="/docs/static/swagger-ui-bundle.js",
+        swagger_css_url="/docs/static/swagger-ui.css",
+        swagger_favicon_url="/docs/static/favicon.png",
+    )
+
+
+async def _openapi(request: Request) -> JSONResponse:
+    return JSONResponse(_shipped_document())
+
+
+@cache
+def _shipped_document() -> dict[str, Any]:
+    """The document that `make openapi` wrote: importing the orchestrator for it would double this process's memory."""
+    here = Path(__file__).parent
+    inside, beside = here / _DOCUMENT, here.parent / "openapi" / _DOCUMENT  # installed, in a checkout
+    document: dict[str, Any] = json.loads((inside if inside.is_file() else beside).read_text("utf-8"))
+    return document
+
+
+def own_document() -> dict[str, Any]:
+    """The gateway's own routes as an OpenAPI document, the second argument of `gateway_document`."""
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Sluicegate gateway",
+            "version": __version__,
+            "description": "Your cluster's models at this address. Everything but /, /health and /ready is answered by "
+            "the orchestrator; while it cannot be reached, the answer is 503 and says what to do.",
+        },
+        "paths": {
+            "/": {"get": _operation("What this is, and what it is connected to")},
+            "/health": {"get": _operation("The state of gateway, tunnel and orchestrator; always 200")},
+            "/ready": {
+                "get": _operation("Would a request be served?")
+                | {"responses": {"200": {"description": "yes"}, "503": {"description": "not now; `detail` says why"}}}
+            },
+        },
+    }
+
+
+def _operation(summary: str) -> dict[str, Any]:
+    return {"summary": summary, "tags": ["gateway"], "responses": {"200": {"description": "JSON"}}}

@@ -1,0 +1,80 @@
+"""A way to reach the orchestrator: a transport for requests, and the state of what lies below it."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, Self
+
+import httpx2
+
+from orchestrator.relay import LIFTED
+
+
+class LinkState(StrEnum):
+    """What stands between the gateway and the orchestrator's socket. Only `up` lets requests through."""
+
+    CONNECTING = "connecting"
+    UP = "up"
+    DOWN = "down"  # tried again, after 1 s at first, 60 s at last
+    AUTH_REQUIRED = "auth_required"  # tried again every 60 s: the user has to act, and sites lock out those who hammer
+    HOST_KEY_UNKNOWN = "host_key_unknown"  # tried again every 60 s: the user has to accept the key
+    HOST_KEY_CHANGED = "host_key_changed"  # not tried again until the gateway is restarted
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """`where`: the orchestrator's socket, for people. `error`: what went wrong last, "" for nothing since the start."""
+
+    state: LinkState
+    where: str
+    since: datetime
+    error: str = ""
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds after which asking again makes sense."""
+        quick = (LinkState.UP, LinkState.CONNECTING, LinkState.DOWN)
+        return 5 if self.state in quick else 60
+
+    @property
+    def advice(self) -> str:
+        """Why no request gets through and what to do, as sentences for the user."""
+        if self.state is LinkState.UP:
+            return f"The orchestrator does not answer at {self.where}; start it there with `sluice orchestrator`."
+        if self.error:
+            return f"There is no connection to the orchestrator at {self.where}: {self.error}"
+        return f"The connection to the orchestrator at {self.where} is being opened; try again in a moment."
+
+
+class Link(Protocol):
+    """Opened and closed by `async with`. Requests on `transport` fail at once with ConnectError while it is not up."""
+
+    @property
+    def transport(self) -> httpx2.AsyncBaseTransport: ...
+
+    @property
+    def status(self) -> LinkStatus: ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(self, *exc_info: object) -> None: ...
+
+
+class LocalLink:
+    """The orchestrator of this machine, at its UNIX socket. Nothing has to be kept open."""
+
+    def __init__(self, socket: Path) -> None:
+        self.transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=LIFTED, trust_env=False)
+        self._since = datetime.now(UTC)
+        self._socket = socket
+
+    @property
+    def status(self) -> LinkStatus:
+        return LinkStatus(LinkState.UP, f"{self._socket} on this machine", self._since)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.transport.aclose()

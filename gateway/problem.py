@@ -1,0 +1,29 @@
+"""The errors that the gateway itself answers, in the shape that belongs to the path."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.responses import Response
+
+_CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 502: "upstream_error", 503: "service_unavailable"}
+
+
+class Problem(Response):
+    """An error as JSON: OpenAI's envelope under /v1, `{"detail": …}` elsewhere, and with `success` and `error` beside
+    it under the paths whose answers have them."""
+
+    media_type = "application/json"
+
+    def __init__(self, path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
+        body = json.dumps(_body(path, status, message), ensure_ascii=False).encode()
+        super().__init__(body, status_code=status, headers=headers)
+
+
+def _body(path: str, status: int, message: str) -> dict[str, Any]:
+    if path == "/v1" or path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        return {"error": {"message": message, "type": kind, "param": None, "code": _CODES.get(status)}}
+    if path.startswith(("/api/v1/vllm/", "/api/v1/vector-db/", "/api/services/vllm/", "/api/services/vector-db/")):
+        return {"detail": message, "success": False, "error": message}
+    return {"detail": message}

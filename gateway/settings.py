@@ -1,0 +1,121 @@
+"""What can be set, read once: `GATEWAY_*` in the environment before the TOML file before the defaults.
+
+The only module of the package that looks at the environment.
+"""
+
+import ipaddress
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from orchestrator.settings import SettingsError, explain, read_toml
+from orchestrator.settings import read_settings as read_orchestrator_settings
+
+__all__ = ["Settings", "SettingsError", "cache_folder", "environment_of_a_child", "is_loopback", "read_settings"]
+
+
+class Settings(BaseSettings):
+    """The gateway's settings. Each field is `GATEWAY_<NAME>` in the environment, `<name>` in the file."""
+
+    model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="forbid", frozen=True)
+
+    config: Path | None = None
+    # Wanted of every request but /health and /ready when set. Before `host`, whose check looks at it.
+    api_key: SecretStr | None = None
+    host: str = "127.0.0.1"
+    port: int = Field(default=8001, ge=0, le=65535)  # 0: any free port
+    # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal.
+    allowed_hosts: Annotated[list[str], NoDecode] = []
+    cluster: str | None = None  # a Host of the SSH configuration; None: the orchestrator of this machine
+    ssh_config: Path | None = None  # None: ~/.ssh/config
+    remote_socket: str = ".sluicegate/orchestrator.sock"  # on the login node; a relative path is below its home
+    local_socket: Path | None = None  # without a cluster; None: where this machine's orchestrator has it
+    connect_seconds: float = Field(default=15, gt=0)
+    keepalive_seconds: float = Field(default=15, gt=0)
+    keepalive_count: int = Field(default=3, ge=1)  # that many unanswered keep-alives end the SSH connection
+    backoff_min_seconds: float = Field(default=1, gt=0)
+    backoff_max_seconds: float = Field(default=60, gt=0)
+    probe_seconds: float = Field(default=2, gt=0)  # time limit of the questions behind /health and /ready
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("api_key", "cluster", mode="before")
+    @classmethod
+    def _empty_is_unset(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _comma_separated(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("cluster")
+    @classmethod
+    def _cluster_is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and (value.startswith("-") or any(char.isspace() for char in value)):
+            raise ValueError("it must be one Host of your SSH configuration, what you would type behind `ssh`")
+        return value
+
+    @field_validator("host")
+    @classmethod
+    def _open_only_with_a_key(cls, value: str, info: ValidationInfo) -> str:
+        if not is_loopback(value) and info.data.get("api_key") is None:
+            raise ValueError(
+                "others can reach this address, and every request would run as you on the cluster: "
+                "set GATEWAY_API_KEY as well, or leave GATEWAY_HOST at 127.0.0.1"
+            )
+        return value
+
+    @field_validator("config", "ssh_config", "local_socket")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # the environment wins over the file, whose values are given to __init__
+
+
+def read_settings(config: Path | None = None) -> Settings:
+    """Settings from the environment and from `config`, else the file of GATEWAY_CONFIG, else none.
+
+    Without a cluster, `local_socket` is always set in the result. Raises SettingsError with a sentence that names the
+    setting, where it came from and what is allowed.
+    """
+    path = config or (Path(named) if (named := os.environ.get("GATEWAY_CONFIG")) else None)
+    values = read_toml(path) if path else {}
+    try:
+        settings = Settings(**(values | {"config": path} if path else values))
+    except ValidationError as exc:
+        raise SettingsError(explain(exc, "GATEWAY_", path)) from exc
+    if settings.cluster is None and settings.local_socket is None:
+        return settings.model_copy(update={"local_socket": read_orchestrator_settings().socket_path})
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """True for localhost and the loopback addresses. Other names are not looked up: they count as open."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def environment_of_a_child(**settings: str) -> dict[str, str]:
+    """This process's environment with exactly these settings: the user's own, meant for other runs, are left out."""
+    foreign = ("ORCHESTRATOR_", "GATEWAY_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | settings
+
+
+def cache_folder() -> Path:
+    """Where downloads that outlive a demo are kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sluicegate"

@@ -1,0 +1,134 @@
+"""`sluice orchestrator` = `python -m orchestrator`: serve on a UNIX socket until SIGTERM. Jobs go on running."""
+
+import argparse
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from orchestrator.app import create_app
+from orchestrator.schedulers import Scheduler
+from orchestrator.schedulers.local import Local
+from orchestrator.schedulers.slurm import Slurm
+from orchestrator.settings import Settings, SettingsError, read_settings
+
+log = logging.getLogger("orchestrator")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sluice orchestrator", description=__doc__)
+    parser.add_argument(
+        "--config", type=Path, help="settings file (TOML); ORCHESTRATOR_* in the environment wins over it"
+    )
+    return serve(parser.parse_args(argv).config)
+
+
+def serve(config: Path | None) -> int:
+    """Run until SIGTERM or SIGINT; the exit status. What is wrong with the settings is said on stderr."""
+    os.umask(0o077)
+    # uvicorn ends cleanly on SIGTERM and then raises the signal again, which would kill us before our own clean end.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    try:
+        settings = read_settings(config)
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            stream=sys.stderr,
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        for chatty in ("httpx2", "uvicorn", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
+        with _home(settings.home), _listening(settings.socket_path) as listener:
+            app = create_app(settings, scheduler_of(settings))
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_config=None,
+                    access_log=False,
+                    timeout_graceful_shutdown=5,
+                    server_header=False,
+                    date_header=False,
+                    lifespan="on",
+                )
+            )
+            log.info("listening on %s, scheduler %s", settings.socket_path, settings.scheduler)
+            asyncio.run(server.serve(sockets=[listener]))
+            return 0 if server.started else 1
+    except SettingsError as exc:
+        sys.stderr.write(f"sluice orchestrator: {exc}\n")
+        return 2
+    except KeyboardInterrupt:  # uvicorn has ended cleanly and raises the signal again
+        return 130
+
+
+def scheduler_of(settings: Settings) -> Scheduler:
+    if settings.scheduler == "local":
+        return Local(settings.home)
+    return Slurm(timeout=settings.command_seconds)
+
+
+@contextmanager
+def _home(home: Path) -> Iterator[None]:
+    """The state folder, private, held by one orchestrator at a time."""
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.chmod(0o700)
+        lock = os.open(home / "orchestrator.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise SettingsError(f"cannot use the state folder {home}: {exc}; see ORCHESTRATOR_HOME") from exc
+    try:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+            raise SettingsError(
+                f"{home} is in use by {holder}. Stop that orchestrator, or set ORCHESTRATOR_HOME to another folder"
+            ) from exc
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A UNIX socket of mode 0600. Bound here, because uvicorn would open its own to everybody."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    old = os.umask(0o177)
+    try:
+        _remove_stale(path)
+        listener.bind(str(path))
+        listener.listen(1024)
+    except OSError as exc:
+        listener.close()
+        raise SettingsError(f"cannot listen on {path}: {exc}; see ORCHESTRATOR_SOCKET (at most 107 bytes)") from exc
+    finally:
+        os.umask(old)
+    try:
+        yield listener
+    finally:
+        listener.close()
+        path.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of an orchestrator that was killed. Anything else stays, and bind() says that it is there."""
+    if not path.is_socket():
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

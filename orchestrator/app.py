@@ -1,0 +1,208 @@
+"""The application: one lifespan that opens everything, the routers, and the one place that renders errors."""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx2
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator import __version__
+from orchestrator.deps import Orchestrator
+from orchestrator.errors import OrchestratorError
+from orchestrator.recipes import RecipeBook, builtin_recipes
+from orchestrator.relay import LIFTED
+from orchestrator.replicas import Replicas
+from orchestrator.routes import health, recipes, services, vllm
+from orchestrator.routes.shapes import Failure
+from orchestrator.schedulers import Scheduler
+from orchestrator.services import Services
+from orchestrator.settings import Settings
+from orchestrator.store import open_store
+from orchestrator.watcher import Watcher
+
+log = logging.getLogger(__name__)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure, "description": text}
+    for status, text in (
+        (400, "The request cannot be served as it stands."),
+        (404, "There is no such thing; the text says what there is."),
+        (409, "The request contradicts what is running."),
+        (422, "A value is wrong; the text names it and what is allowed."),
+        (502, "The scheduler or an engine refused, in its own words."),
+        (503, "Not now; Retry-After says when to ask again."),
+    )
+}
+# Paths whose errors carry `success` and `error` too.
+_COMPATIBLE = re.compile(r"/api(/v1)?(/services)?/(vllm|vector-db)/")
+
+
+MOST_WORDS = 10_000  # characters of an error: some repeat what the client sent
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], datetime] = now) -> FastAPI:
+    """An orchestrator. Nothing is opened before its lifespan begins."""
+    book = RecipeBook([*settings.recipes, builtin_recipes()])
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with opened(settings, scheduler, book, clock) as app.state.orchestrator:
+            yield
+
+    app: FastAPI = FastAPIOffline(
+        title="Sluicegate orchestrator",
+        version=__version__,
+        description="Starts services from recipes as Slurm jobs, follows them and relays prompts to them.",
+        lifespan=lifespan,
+        responses=_ERRORS,
+        redoc_url=None,
+    )
+    _route(app)
+    app.add_exception_handler(OrchestratorError, _render_ours)
+    app.add_exception_handler(RequestValidationError, _render_invalid)
+    app.add_exception_handler(HTTPException, _render_http)
+    app.add_exception_handler(RecursionError, _render_too_deep)
+    app.add_exception_handler(Exception, _render_unexpected)
+    app.add_middleware(HeadAsGet)
+    return app
+
+
+def _route(app: FastAPI) -> None:
+    """The orchestrator's spellings under /api are documented; the client's under /api/v1 are the same functions."""
+    app.include_router(health.router)
+    for prefix, documented in (("/api", True), ("/api/v1", False)):
+        app.include_router(vllm.router, prefix=f"{prefix}/services", include_in_schema=documented)
+        app.include_router(vllm.router, prefix=prefix, include_in_schema=False)
+        app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
+        app.include_router(services.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
+
+
+@asynccontextmanager
+async def opened(
+    settings: Settings, scheduler: Scheduler, book: RecipeBook, clock: Callable[[], datetime]
+) -> AsyncIterator[Orchestrator]:
+    """Everything that is open while an orchestrator runs, closed in the reverse order."""
+    relayed = httpx2.Timeout(None, connect=15)
+    async with (
+        open_store(settings.home / "orchestrator.db") as store,
+        httpx2.AsyncClient(limits=LIFTED, timeout=relayed, trust_env=False) as engines,
+        httpx2.AsyncClient(limits=LIFTED, timeout=httpx2.Timeout(5), trust_env=False) as probes,
+    ):
+        work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
+        replicas = Replicas()
+        watcher = Watcher(
+            scheduler=scheduler,
+            store=store,
+            services=work,
+            replicas=replicas,
+            client=probes,
+            clock=clock,
+            grace=timedelta(seconds=settings.grace_seconds),
+            poll_seconds=settings.poll_interval,
+            probe_seconds=settings.probe_seconds,
+        )
+        watching = asyncio.create_task(watcher.run())
+        try:
+            yield Orchestrator(
+                settings=settings,
+                recipes=book,
+                store=store,
+                services=work,
+                replicas=replicas,
+                watcher=watcher,
+                engines=engines,
+                started_at=clock(),
+            )
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+
+class HeadAsGet:
+    """Answer HEAD as GET without the body: FastAPI alone answers 405."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
+
+
+def failure(path: str, status: int, detail: str | list[dict[str, Any]], headers: Mapping[str, str]) -> Response:
+    """An error's answer. Under /v1 it has OpenAI's envelope, under /api ours."""
+    content: dict[str, Any] = {"detail": detail}
+    text = detail if isinstance(detail, str) else json.dumps(detail)
+    if path == "/v1" or path.startswith("/v1/"):
+        kind = "invalid_request_error" if status < 500 else "server_error"
+        content = {"error": {"message": text, "type": kind, "param": None, "code": None}}
+    elif _COMPATIBLE.match(path):
+        content |= {"success": False, "error": text}
+    # ASCII only: a lone surrogate in the client's text must not become a 500.
+    return Response(json.dumps(content), status, dict(headers), media_type="application/json")
+
+
+def _path(request: Request) -> str:
+    """From the scope: `request.url` is built from the Host header, and fails on a broken one."""
+    return str(request.scope["path"])
+
+
+def _render_ours(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, OrchestratorError)
+    headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
+    return failure(_path(request), exc.status, str(exc)[:MOST_WORDS], headers)
+
+
+def _render_http(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    text = str(exc.detail)
+    if exc.status_code == 404:
+        text = f"There is nothing at {request.method} {_path(request)[:200]}; see /docs"
+    return failure(_path(request), exc.status_code, text, exc.headers or {})
+
+
+def _render_invalid(request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, RequestValidationError)
+    return failure(_path(request), 422, [_told(error) for error in exc.errors()], {})
+
+
+def _told(error: Mapping[str, Any]) -> dict[str, Any]:
+    """One line of FastAPI's list. The input is repeated only where it is short: bodies may be huge, or hold NaN."""
+    told = {"type": error["type"], "loc": list(error["loc"]), "msg": error["msg"]}
+    given = error.get("input")
+    if isinstance(given, str | int | bool) and len(str(given)) <= 200:
+        told["input"] = given
+    return told
+
+
+def _render_too_deep(request: Request, exc: Exception) -> Response:
+    return failure(_path(request), 400, "The body is nested too deeply.", {})
+
+
+async def _render_unexpected(request: Request, exc: Exception) -> Response:
+    # Starlette raises it again after this answer, and uvicorn writes it to the log.
+    return failure(_path(request), 500, "An unexpected error; the orchestrator's log has it.", {})

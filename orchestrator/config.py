@@ -1,0 +1,284 @@
+"""What a user asked for, checked: a recipe and a `config` become a `Plan`, or an Invalid that names the value."""
+
+import difflib
+import math
+import re
+import reprlib
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from orchestrator.errors import Invalid
+from orchestrator.recipes import ENVIRONMENT_NAME, Parameter, Recipe, Resources, Value
+from orchestrator.settings import Site
+
+# The variables of base.sh.j2 and those that bash itself keeps: an export of the same name would not reach the engine,
+# but change the script (NODE and PORT say where the service is).
+SCRIPT_NAMES = re.compile(
+    r"RUN|JOB|NODE|ENGINE|SIGNAL|LOCKS?|PORT|WISH|CODE|ALLOCATED|PLACES|CHOSEN|attempt|place|code"
+    r"|_|IFS|PS4|ENV|BASH.*|SHELLOPTS|SHLVL|PWD|OLDPWD|CDPATH|UID|EUID|PPID|GROUPS|DIRSTACK|FUNCNAME|PIPESTATUS|LINENO"
+    r"|SECONDS|S?RANDOM|EPOCH.*|HISTCMD|OPT(ARG|ERR|IND)|COMP_.*|GLOBIGNORE|EXECIGNORE|POSIXLY_CORRECT|TMOUT|REPLY"
+)
+# Names that would change what runs, not how: the loader's, the shell's, Python's and Slurm's own.
+_FORBIDDEN_NAMES = re.compile(
+    rf"{SCRIPT_NAMES.pattern}|LD_.*|PATH|HOME|USER|SHELL|PROMPT_COMMAND|PYTHON.*|SLURM.*|SBATCH_.*|SRUN_.*|SLUICE.*"
+    r"|VLLM_API_KEY|APPTAINER.*|SINGULARITY.*|DOCKER_.*"
+)
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+:-]{0,127}")
+_MEMORY = re.compile(r"(\d{1,9})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
+_MEGABYTES = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
+Number = TypeVar("Number", int, float)
+Setting = TypeVar("Setting")
+
+_RESOURCES = ("nodes", "cpu", "memory", "gpu", "time_limit")
+_BOUNDS = {"cpu": (1, 1024), "gpu": (0, 64)}
+
+# A value in an error's text: short, however large or deep it is.
+_short = reprlib.Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 100, 100
+
+
+class Plan(BaseModel):
+    """A service in full, every default filled in. Kept with the service; the job's script is made from it alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str
+    engine: str
+    resources: Resources
+    parameters: dict[str, Value]
+    environment: dict[str, str]  # exported in the job, without the parameters
+    account: str | None = None
+    port: int  # asked for; the job takes the next free one
+    model: str | None = None
+    served_model_name: str | None = None
+    health: str = "/health"
+    models: str | None = None
+
+
+def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
+    """The plan for `config`. Raises Invalid with a sentence that names the key, the value and what is allowed."""
+    environment = _mapping(config, "environment")
+    _check_keys(recipe, config, environment)
+    parameters = _parameters(recipe, config, environment)
+    own_names = {n for name, p in recipe.parameters.items() for n in (name, *p.also)}
+    others = {k: _text(f"config.environment.{k}", v) for k, v in environment.items() if k not in own_names}
+    port = parameters.get(recipe.port_parameter or "") or recipe.ports[0]
+    model = parameters.get(recipe.model_parameter or "")
+    served = parameters.get(recipe.served_name_parameter or "") or model
+    return Plan(
+        recipe=recipe.full_name,
+        engine=recipe.engine,
+        resources=_resources(recipe, config, site),
+        parameters=parameters,
+        environment=recipe.environment | others,
+        account=_account(config),
+        port=int(str(port)),
+        model=None if model is None else str(model),
+        served_model_name=None if served is None else str(served),
+        health=recipe.health,
+        models=recipe.models,
+    )
+
+
+def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise Invalid(f"config.{key} must be an object, not {_short.repr(value)}")
+    return value
+
+
+def _check_keys(recipe: Recipe, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    root = {"environment", "resources", "account", *_RESOURCES}
+    root |= {p.alias for p in recipe.parameters.values() if p.alias}
+    root |= {name for name, p in recipe.parameters.items() if p.location == "root"}
+    for where, given, known in (
+        ("config", config, root),
+        ("config.resources", _mapping(config, "resources"), set(_RESOURCES)),
+    ):
+        for key in given:
+            if key not in known:
+                raise Invalid(_unknown_key(where, key, known))
+    for name in environment:
+        if not ENVIRONMENT_NAME.fullmatch(name):
+            raise Invalid(f"config.environment: {name[:100]!r} is not a name; use letters, digits and _ only")
+        if _FORBIDDEN_NAMES.fullmatch(name) and name not in recipe.parameters:
+            raise Invalid(
+                f"config.environment.{name} is not allowed: it would change how the job itself runs. "
+                "A site-wide value belongs in [site.environment] of the orchestrator's settings file."
+            )
+
+
+def _unknown_key(where: str, key: str, known: set[str]) -> str:
+    near = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{where}: unknown key {key[:100]!r}.{hint} Known keys: {', '.join(sorted(known))}"
+
+
+def _parameters(recipe: Recipe, config: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, Value]:
+    found: dict[str, Value] = {}
+    for name, parameter in recipe.parameters.items():
+        given = _given(name, parameter, config, environment)
+        found[name] = parameter.default if given is None else given
+        if found[name] is None and parameter.required:
+            raise Invalid(f"config needs {name}: {parameter.description}")
+    return found
+
+
+def _given(name: str, parameter: Parameter, config: Mapping[str, Any], environment: Mapping[str, Any]) -> Value:
+    """What a parameter was set to, None when it was not. Two settings that differ are refused."""
+    places = [(f"config.environment.{n}", environment.get(n)) for n in (name, *parameter.also)]
+    if parameter.alias:
+        places.append((f"config.{parameter.alias}", config.get(parameter.alias)))
+    if parameter.location == "root":
+        places.append((f"config.{name}", config.get(name)))
+    return _agreed([(place, _typed(place, parameter, value)) for place, value in places if value is not None])
+
+
+def _agreed(given: Sequence[tuple[str, Setting]]) -> Setting | None:
+    """The one value that was given, at one place or at several. Raises Invalid when they differ."""
+    for place, value in given[1:]:
+        if value != given[0][1]:
+            first, other = _short.repr(given[0][1]), _short.repr(value)
+            raise Invalid(f"{place} is {other} but {given[0][0]} is {first}: set only one of them")
+    return given[0][1] if given else None
+
+
+def _typed(where: str, parameter: Parameter, value: Any) -> Value:
+    match parameter.type:
+        case "string":
+            return _string(where, parameter, value)
+        case "integer":
+            return _bounded(where, parameter, _integer(where, value))
+        case "number":
+            return _bounded(where, parameter, _number(where, value))
+        case "boolean":
+            return _boolean(where, value)
+        case "words":
+            return _words(where, value)
+
+
+def _string(where: str, parameter: Parameter, value: Any) -> str:
+    text = _text(where, value)
+    if parameter.choices is not None and text not in parameter.choices:
+        raise Invalid(f"{where} is {text[:200]!r}; allowed: {', '.join(parameter.choices)}")
+    if parameter.pattern is not None and not re.fullmatch(parameter.pattern, text):
+        raise Invalid(f"{where} is {text[:200]!r}; {parameter.pattern_hint or f'it must match {parameter.pattern}'}")
+    return text
+
+
+def _text(where: str, value: Any) -> str:
+    """A string that can stand in a job script. A line break would leave its line, whatever the quoting."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Invalid(f"{where} must be a string or a number, not {_short.repr(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Invalid(f"{where} must be a finite number, not {value!r}")
+    text = str(value)
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise Invalid(f"{where} contains a line break or another control character: {text[:100]!r}")
+    if len(text) > 4096:
+        raise Invalid(f"{where} has {len(text)} characters; at most 4096 are allowed")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise Invalid(f"{where} is not valid Unicode text: {text[:100]!r}") from exc
+    return text
+
+
+def _integer(where: str, value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,15}", value.strip()):
+        return int(value)
+    if isinstance(value, float) and math.isfinite(value) and value == int(value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise Invalid(f"{where} must be a whole number, not {_short.repr(value)}")
+
+
+def _number(where: str, value: Any) -> float:
+    try:
+        if isinstance(value, str | int | float) and not isinstance(value, bool) and math.isfinite(float(value)):
+            return float(value)
+    except (ValueError, OverflowError) as exc:
+        raise Invalid(f"{where} must be a number, not {_short.repr(value)}") from exc
+    raise Invalid(f"{where} must be a finite number, not {_short.repr(value)}")
+
+
+def _boolean(where: str, value: Any) -> bool:
+    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str | int) and (found := words.get(str(value).lower())) is not None:
+        return found
+    raise Invalid(f"{where} must be true or false, not {_short.repr(value)}")
+
+
+def _words(where: str, value: Any) -> list[str]:
+    try:
+        words = shlex.split(_text(where, value)) if isinstance(value, str) else value
+    except ValueError as exc:
+        raise Invalid(f"{where} cannot be split into words ({exc}): {_short.repr(value)}") from exc
+    if not isinstance(words, list):
+        raise Invalid(f"{where} must be a list of words or one string, not {_short.repr(value)}")
+    return [_text(f"{where}[{i}]", word) for i, word in enumerate(words)]
+
+
+def _bounded(where: str, parameter: Parameter, value: Number) -> Number:
+    low, high = parameter.minimum, parameter.maximum
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise Invalid(f"{where} is {_short.repr(value)}; allowed: {_range(low, high)}")
+    return value
+
+
+def _range(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f"{low:g} to {high:g}"
+    return f"at least {low:g}" if low is not None else f"at most {high:g}"
+
+
+def _resources(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Resources:
+    """`config.resources.X`, or `config.X`, or the recipe's. `gpu: null` means a job without GPUs."""
+    found: dict[str, Any] = {"time_limit": min(recipe.resources.time_limit, site.max_time_limit)}
+    for key in _RESOURCES:
+        places = (("config.resources", _mapping(config, "resources")), ("config", config))
+        given = [(f"{place}.{key}", values[key]) for place, values in places if key in values]
+        typed = [(w, _resource(key, w, v, recipe, site)) for w, v in given if v is not None or key == "gpu"]
+        if typed:
+            found[key] = _agreed(typed)
+    return recipe.resources.model_copy(update=found)
+
+
+def _resource(key: str, where: str, value: Any, recipe: Recipe, site: Site) -> int | str:
+    if key == "memory":
+        return _memory(where, value)
+    number = 0 if value is None else _integer(where, value)
+    low, high = _BOUNDS.get(key, (1, recipe.max_nodes if key == "nodes" else site.max_time_limit))
+    if not low <= number <= high:
+        unit = " minutes" if key == "time_limit" else ""
+        raise Invalid(f"{where} is {_short.repr(number)}; allowed for {recipe.full_name}: {low} to {high}{unit}")
+    return number
+
+
+def _memory(where: str, value: Any) -> str:
+    """Slurm's spelling: a number and a unit. A bare number is megabytes, as for sbatch."""
+    known = isinstance(value, str | int) and not isinstance(value, bool)
+    match = _MEMORY.fullmatch(str(value).strip()) if known else None
+    if match is None:
+        raise Invalid(f'{where} is {_short.repr(value)}; write a number and a unit, e.g. "64G"')
+    number, unit = int(match[1]), match[2].upper()
+    if not 64 <= number * _MEGABYTES[unit] <= 64 * 1024 * 1024:
+        raise Invalid(f'{where} is {str(value)!r}, which is {number}{unit or "M"}; allowed: 64M to 64T, e.g. "64G"')
+    return f"{number}{unit or 'M'}"
+
+
+def _account(config: Mapping[str, Any]) -> str | None:
+    value = config.get("account")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise Invalid(f"config.account is {_short.repr(value)}; use letters, digits and . _ @ + : -")
+    return value

@@ -1,0 +1,80 @@
+"""The errors of the orchestrator: one tree, drawn before the code.
+
+    OrchestratorError            500  never raised itself
+      BadRequest                 400  the request is well-formed JSON but asks for something that does not exist here
+      NotFound                   404  no such service, recipe, route
+      Conflict                   409  the request contradicts what is running
+      Invalid                    422  a value is wrong; the text names it, its bounds and the next step
+      NotReady                   503  it will work later: Retry-After says when to ask again
+      SchedulerError             502  the scheduler refused or broke, in its own words
+        SchedulerUnknown         502  the scheduler did not answer: nothing may be concluded from this
+      EngineError                502  the engine of a service refused or broke
+      SettingsError              500  (in settings) a setting or a recipe of this orchestrator is wrong
+
+Each class is one HTTP status. Modules raise them, foreign errors are translated where they enter (`raise … from exc`),
+and `orchestrator.app` is the one place that renders them.
+"""
+
+
+class OrchestratorError(Exception):
+    """Something a user can be told: `str(error)` is the sentence for them."""
+
+    status = 500
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds, sent as Retry-After
+
+
+class BadRequest(OrchestratorError):
+    """The request cannot be served as it stands."""
+
+    status = 400
+
+
+class NotFound(OrchestratorError):
+    """What the request names does not exist."""
+
+    status = 404
+
+
+class Conflict(OrchestratorError):
+    """The request contradicts the present state."""
+
+    status = 409
+
+
+class Invalid(OrchestratorError):
+    """A value is out of its bounds or of the wrong kind."""
+
+    status = 422
+
+
+class NotReady(OrchestratorError):
+    """Not now; later. Always carries Retry-After."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after: int = 5) -> None:
+        super().__init__(message, retry_after=retry_after)
+
+
+class SchedulerError(OrchestratorError):
+    """The scheduler refused, in its own words."""
+
+    status = 502
+
+
+class SchedulerUnknown(SchedulerError):
+    """The scheduler did not answer in time or could not be reached. The job may or may not exist."""
+
+
+class EngineError(OrchestratorError):
+    """An engine refused or broke. `upstream_status` is its own HTTP status where it gave one."""
+
+    status = 502
+
+    def __init__(self, message: str, *, upstream_status: int | None = None) -> None:
+        super().__init__(message)
+        if upstream_status is not None and 400 <= upstream_status < 500:
+            self.status = upstream_status

@@ -1,0 +1,200 @@
+"""Tables and enums. A service has no status column: `status_of` computes it from what is known."""
+
+import uuid
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import DateTime, Enum, TypeDecorator
+from sqlalchemy.engine import Dialect
+from sqlmodel import JSON, Column, Field, SQLModel
+
+
+class JobState(StrEnum):
+    """Slurm's own words for a job's state, all of them, and three of ours for when Slurm has none.
+
+    Source: "JOB STATE CODES" of squeue(1), 22.05 to 26.05.
+    """
+
+    SUBMITTING = "SUBMITTING"  # ours: recorded here, not yet known to the scheduler
+    LOST = "LOST"  # ours: the scheduler has forgotten the job and it left no evidence of its end
+    UNKNOWN = "UNKNOWN"  # ours: the scheduler said a word that is not in this list; never stored
+
+    PENDING = "PENDING"
+    CONFIGURING = "CONFIGURING"
+    RUNNING = "RUNNING"
+    SUSPENDED = "SUSPENDED"
+    STOPPED = "STOPPED"
+    COMPLETING = "COMPLETING"
+    SIGNALING = "SIGNALING"
+    STAGE_OUT = "STAGE_OUT"
+    RESIZING = "RESIZING"
+    REQUEUED = "REQUEUED"
+    REQUEUE_FED = "REQUEUE_FED"
+    REQUEUE_HOLD = "REQUEUE_HOLD"
+    RESV_DEL_HOLD = "RESV_DEL_HOLD"
+    SPECIAL_EXIT = "SPECIAL_EXIT"
+    POWER_UP_NODE = "POWER_UP_NODE"
+    UPDATE_DB = "UPDATE_DB"
+    EXPEDITING = "EXPEDITING"
+
+    COMPLETED = "COMPLETED"
+    CANCELLED = "CANCELLED"
+    FAILED = "FAILED"
+    TIMEOUT = "TIMEOUT"
+    NODE_FAIL = "NODE_FAIL"
+    OUT_OF_MEMORY = "OUT_OF_MEMORY"
+    PREEMPTED = "PREEMPTED"
+    BOOT_FAIL = "BOOT_FAIL"
+    LAUNCH_FAILED = "LAUNCH_FAILED"
+    RECONFIG_FAIL = "RECONFIG_FAIL"
+    DEADLINE = "DEADLINE"
+    REVOKED = "REVOKED"
+
+    @property
+    def ended(self) -> bool:
+        """True when the job will never run again. An ended state is never revised."""
+        return self in _ENDED
+
+    @property
+    def runs(self) -> bool:
+        """True while the job's script may be alive on its nodes."""
+        return self in _RUNS
+
+
+_ENDED = frozenset(
+    {
+        JobState.LOST, JobState.COMPLETED, JobState.CANCELLED, JobState.FAILED, JobState.TIMEOUT, JobState.NODE_FAIL,
+        JobState.OUT_OF_MEMORY, JobState.PREEMPTED, JobState.BOOT_FAIL, JobState.LAUNCH_FAILED, JobState.RECONFIG_FAIL,
+        JobState.DEADLINE, JobState.REVOKED,
+    }
+)  # fmt: skip
+_RUNS = frozenset(
+    {
+        JobState.RUNNING, JobState.COMPLETING, JobState.SIGNALING, JobState.STAGE_OUT, JobState.RESIZING,
+        JobState.UPDATE_DB, JobState.EXPEDITING,
+    }
+)  # fmt: skip
+
+
+class ServiceStatus(StrEnum):
+    """What a user is told of a service. The ended ones are final."""
+
+    PENDING = "pending"  # in the queue
+    CONFIGURING = "configuring"  # allocated, or the engine is still loading
+    RUNNING = "running"  # the engine answers
+    SUSPENDED = "suspended"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEOUT = "timeout"
+    PREEMPTED = "preempted"
+    NODE_FAIL = "node_fail"
+    OUT_OF_MEMORY = "out_of_memory"
+    LOST = "lost"
+
+    @property
+    def ended(self) -> bool:
+        return self not in (self.PENDING, self.CONFIGURING, self.RUNNING, self.SUSPENDED)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC datetime. SQLite forgets the zone, so it is put back on the way out."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+def new_submission_id() -> str:
+    """16 hex digits: unique for ever, older than the job id, part of the job's name."""
+    return uuid.uuid4().hex[:16]
+
+
+class Service(SQLModel, table=True):
+    """What a user asked for. `id` is the scheduler's id of its first job, None until the scheduler has given one."""
+
+    submission_id: str = Field(primary_key=True)
+    id: str | None = Field(default=None, index=True)
+    name: str = ""
+    recipe_name: str = Field(index=True)
+    config: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # as the user sent it
+    plan: dict[str, Any] = Field(
+        default_factory=dict, sa_column=Column(JSON, nullable=False)
+    )  # orchestrator.config.Plan
+    created_at: datetime = Field(sa_type=UtcDateTime, index=True)
+    idempotency_key: str | None = Field(default=None, unique=True)
+    cancelled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when a user asked for the end
+
+
+# A width of its own: a new word of Slurm's must not need a migration.
+STATE = Enum(JobState, native_enum=False, length=32)
+
+
+class Job(SQLModel, table=True):
+    """A scheduler's job. `submission_id` is ours and older than `job_id`."""
+
+    submission_id: str = Field(primary_key=True)
+    service: str = Field(index=True, foreign_key="service.submission_id")
+    scheduler: str
+    name: str = Field(unique=True)
+    job_id: str | None = Field(default=None, index=True)
+    state: JobState = Field(default=JobState.SUBMITTING, sa_column=Column(STATE, nullable=False, index=True))
+    reason: str = ""
+    nodes: str = ""
+    exit_code: int | None = None
+    restarts: int = 0
+    recorded_at: datetime = Field(sa_type=UtcDateTime)
+    seen_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when the scheduler last spoke of it
+    submitted_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ready_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when its engine first answered
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ends_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class Event(SQLModel, table=True):
+    """One line of the audit log, written in the transaction of the change that it tells of. Append only."""
+
+    id: int | None = Field(default=None, primary_key=True)
+    at: datetime = Field(sa_type=UtcDateTime, index=True)
+    actor: str
+    kind: str = Field(index=True)
+    subject: str = Field(index=True)
+    detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+def status_of(job: Job, *, cancelled: bool, answers: bool) -> ServiceStatus:
+    """The one place where a status comes from.
+
+    `cancelled`: a user asked for the end. `answers`: the engine's health check passes now.
+    """
+    state = job.state
+    if state.ended:
+        if cancelled and state is not JobState.COMPLETED:
+            return ServiceStatus.CANCELLED
+        return _ENDED_STATUS.get(state, ServiceStatus.FAILED)
+    if cancelled:
+        return ServiceStatus.CANCELLED
+    if state in (JobState.SUSPENDED, JobState.STOPPED):
+        return ServiceStatus.SUSPENDED
+    if state.runs or state in (JobState.CONFIGURING, JobState.POWER_UP_NODE):
+        return ServiceStatus.RUNNING if answers else ServiceStatus.CONFIGURING
+    return ServiceStatus.PENDING
+
+
+_ENDED_STATUS = {
+    JobState.COMPLETED: ServiceStatus.COMPLETED,
+    JobState.CANCELLED: ServiceStatus.CANCELLED,
+    JobState.TIMEOUT: ServiceStatus.TIMEOUT,
+    JobState.DEADLINE: ServiceStatus.TIMEOUT,
+    JobState.PREEMPTED: ServiceStatus.PREEMPTED,
+    JobState.NODE_FAIL: ServiceStatus.NODE_FAIL,
+    JobState.OUT_OF_MEMORY: ServiceStatus.OUT_OF_MEMORY,
+    JobState.LOST: ServiceStatus.LOST,
+}

@@ -1,0 +1,75 @@
+"""What lives, what is ready."""
+
+from datetime import datetime
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from orchestrator import __version__
+from orchestrator.deps import App, Orchestrator
+
+router = APIRouter(tags=["health"])
+
+
+class Root(BaseModel):
+    service: str
+    version: str
+    status: str
+    docs: str
+
+
+class WatcherHealth(BaseModel):
+    """`late`: the last turn is older than three intervals, so nothing that is shown is up to date."""
+
+    late: bool
+    last_look: datetime | None
+    stale_since: datetime | None
+    trouble: str
+
+
+class Health(BaseModel):
+    status: Literal["healthy", "degraded"]
+    service: str
+    version: str
+    scheduler: str
+    started_at: datetime
+    watcher: WatcherHealth
+
+
+@router.get("/", summary="Name this service")
+async def root() -> Root:
+    return Root(service="Sluicegate orchestrator", version=__version__, status="running", docs="/docs")
+
+
+@router.get("/health", summary="Tell how this orchestrator is")
+async def health(app: App) -> Health:
+    """Always 200 while the process lives; `status` is `degraded` while Slurm does not answer or the watcher is late."""
+    watcher = app.watcher
+    late = is_late(app)
+    return Health(
+        status="degraded" if late or watcher.stale_since else "healthy",
+        service="Sluicegate orchestrator",
+        version=__version__,
+        scheduler=app.settings.scheduler,
+        started_at=app.started_at,
+        watcher=WatcherHealth(
+            late=late, last_look=watcher.last_look, stale_since=watcher.stale_since, trouble=watcher.trouble
+        ),
+    )
+
+
+@router.get("/ready", summary="Tell whether services can be started now", responses={503: {"model": Health}})
+async def ready(app: App, response: Response) -> Health:
+    """200, or 503 with the reason."""
+    answer = await health(app)
+    if answer.status != "healthy" or app.watcher.last_look is None:
+        response.status_code = 503
+        response.headers["Retry-After"] = "5"
+    return answer
+
+
+def is_late(app: Orchestrator) -> bool:
+    """A turn may take as long as its commands may, beside the interval."""
+    seconds = 3 * app.settings.poll_interval + app.settings.command_seconds
+    return (app.watcher.clock() - (app.watcher.last_look or app.started_at)).total_seconds() > seconds

@@ -1,0 +1,175 @@
+"""Services: start, list, show, status, cancel, logs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.responses import StreamingResponse
+
+from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator
+from orchestrator.errors import BadRequest, Invalid
+from orchestrator.logs import follow, tail
+from orchestrator.models import Job, Service, ServiceStatus
+from orchestrator.routes.shapes import (
+    Logs,
+    Message,
+    ServiceDetail,
+    ServiceShape,
+    StartRequest,
+    StatusChanged,
+    StatusShape,
+    public_id,
+    service_detail,
+    service_shape,
+)
+from orchestrator.schedulers.slurm import hostnames
+
+router = APIRouter(tags=["services"])
+# The spellings of the orchestrator's own API, beside the client's.
+internal = APIRouter(tags=["services"])
+
+ServiceId = Annotated[str, Path(description="The id of a service.", examples=["3652098"])]
+
+
+@router.post("/services", summary="Start a service from a recipe")
+async def start_service(app: App, actor: Actor, key: IdempotencyKey, wanted: StartRequest) -> ServiceShape:
+    """Submits one job and answers as soon as the scheduler has taken it; `GET /services/{id}` tells how it goes on.
+
+    With an `Idempotency-Key` the same request may be sent again: the answer is the same service, never a second job.
+    """
+    service, job = await app.services.start(wanted.recipe_name, wanted.config, actor=actor, idempotency_key=key)
+    app.watcher.wake()
+    return service_shape(app, service, job)
+
+
+@internal.post("/services/start", summary="Start a service from a recipe")
+async def start_service_internal(app: App, actor: Actor, key: IdempotencyKey, wanted: StartRequest) -> ServiceShape:
+    """The same as `POST /api/v1/services`."""
+    return await start_service(app, actor, key, wanted)
+
+
+@router.get("/services", summary="List the services, the newest first")
+async def list_services(
+    app: App,
+    response: Response,
+    status: Annotated[ServiceStatus | None, Query(description="Only services in this status.")] = None,
+    recipe: Annotated[str | None, Query(description="Only services of this recipe.")] = None,
+    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
+    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+) -> list[ServiceShape]:
+    """`X-Total-Count` says how many there are without `limit` and `offset`."""
+    full_name = None if recipe is None else app.recipes.find(recipe).full_name
+    if status is None:
+        rows = await app.store.services(recipe=full_name, limit=limit, offset=offset)
+        response.headers["X-Total-Count"] = str(await app.store.count(recipe=full_name))
+        return [service_shape(app, service, job) for service, job in rows]
+    # A status is computed, not stored, so it cannot be asked of the database.
+    rows = await app.store.services(recipe=full_name)
+    matching = [(service, job) for service, job in rows if app.status(service, job) is status]
+    response.headers["X-Total-Count"] = str(len(matching))
+    end = None if limit is None else offset + limit
+    return [service_shape(app, service, job) for service, job in matching[offset:end]]
+
+
+@router.get("/services/{service_id}", summary="Show a service")
+async def show_service(app: App, service_id: ServiceId) -> ServiceDetail:
+    """With its endpoint, its job, what it waits for and when it will end."""
+    service, job = await app.store.find(service_id)
+    return service_detail(app, service, job, list(hostnames(job.nodes)))
+
+
+@router.get("/services/{service_id}/status", summary="Show a service's status")
+async def show_status(app: App, service_id: ServiceId) -> StatusShape:
+    service, job = await app.store.find(service_id)
+    return StatusShape(status=app.status(service, job))
+
+
+@router.post("/services/{service_id}/status", summary="Cancel a service, keeping its record")
+async def change_status(
+    app: App, actor: Actor, service_id: ServiceId, wanted: dict[str, Any] | None = None
+) -> StatusChanged:
+    """The body is `{"status": "cancelled"}`. Cancelling what has ended already changes nothing."""
+    asked = (wanted or {}).get("status")
+    if asked is None:
+        raise BadRequest('Missing \'status\' field in request body; send {"status": "cancelled"}')
+    if asked != "cancelled":
+        raise BadRequest(f"Unsupported status value: {str(asked)[:100]!r}. Currently only 'cancelled' is supported.")
+    service, status = await _cancel(app, actor, service_id)
+    identity = public_id(service)
+    if status is not ServiceStatus.CANCELLED:
+        return StatusChanged(message=f"Service {identity} had already ended", service_id=identity, status=status)
+    return StatusChanged(message=f"Service {identity} status updated to cancelled", service_id=identity, status=status)
+
+
+@router.delete("/services/{service_id}", summary="Stop a service", deprecated=True)
+async def delete_service(app: App, actor: Actor, service_id: ServiceId, response: Response) -> Message:
+    """Use `POST /services/{id}/status` instead. The record is kept here too."""
+    return await _stop(app, actor, service_id, response)
+
+
+@internal.post("/services/stop/{service_id}", summary="Stop a service", deprecated=True)
+async def stop_service(app: App, actor: Actor, service_id: ServiceId, response: Response) -> Message:
+    """The same as `DELETE /api/v1/services/{id}`."""
+    return await _stop(app, actor, service_id, response)
+
+
+async def _stop(app: Orchestrator, actor: str, service_id: str, response: Response) -> Message:
+    service, _ = await _cancel(app, actor, service_id)
+    response.headers["Deprecation"] = "true"
+    return Message(message=f"Service {public_id(service)} stopped successfully")
+
+
+async def _cancel(app: Orchestrator, actor: str, service_id: str) -> tuple[Service, ServiceStatus]:
+    service, job = await app.store.find(service_id)
+    await app.services.cancel(service, job, actor=actor)
+    app.watcher.wake()
+    service, job = await app.store.find(service.submission_id)
+    return service, app.status(service, job)
+
+
+@router.get("/services/{service_id}/logs", summary="Show or follow a service's output", response_model=Logs)
+async def show_logs(
+    app: App,
+    request: Request,
+    service_id: ServiceId,
+    tail: Annotated[int | None, Query(ge=0, description="Only the last lines of each output.")] = None,
+    follow: Annotated[bool, Query(description="Stream the output as text until the service ends.")] = False,
+) -> Logs | StreamingResponse:
+    """What the job has written so far. At most 4 MiB of each output are returned; `follow=1` streams all of it."""
+    service, job = await app.store.find(service_id)
+    if tail is not None and tail > 10_000_000:
+        raise Invalid(f"tail is {tail}; allowed: 0 to 10000000")
+    if follow:
+        return StreamingResponse(_followed(app, service), media_type="text/plain; charset=utf-8")
+    return await _logs(app, service, job, tail)
+
+
+async def _logs(app: Orchestrator, service: Service, job: Job, lines: int | None) -> Logs:
+    folder = app.services.folder(job.submission_id)
+    stdout = await asyncio.to_thread(tail, folder.stdout, lines)
+    stderr = await asyncio.to_thread(tail, folder.stderr, lines)
+    both = f"{stdout}{'' if stdout.endswith(chr(10)) or not stdout else chr(10)}{stderr}"
+    note = None if both else f"the job has written nothing yet; its state is {job.state.value}"
+    return Logs(logs=both, stdout=stdout, stderr=stderr, note=note)
+
+
+async def _followed(app: Orchestrator, service: Service) -> AsyncIterator[bytes]:
+    """stderr is where engines and our script write; stdout comes behind it, when the job has ended."""
+    folder = app.services.folder(service.submission_id)
+    watching = asyncio.create_task(_ended(app, service.submission_id))
+    try:
+        for path in (folder.stderr, folder.stdout):
+            async for data in follow(path, watching.done):
+                yield data
+        await watching  # where it broke, the client must see that something is missing
+    finally:
+        watching.cancel()
+
+
+async def _ended(app: Orchestrator, submission_id: str) -> None:
+    """Return when a service has ended; the database is asked once a second."""
+    _, job = await app.store.find(submission_id)
+    while not job.state.ended:
+        await asyncio.sleep(1)
+        _, job = await app.store.find(submission_id)

@@ -1,0 +1,153 @@
+"""Run folders: every file of a job has its name here and nowhere else.
+
+HOME/runs/<submission id>/      0700
+  job.sh                        the rendered script
+  secrets.env                   0600, KEY=VALUE lines that the script sources
+  stdout.log  stderr.log        the job's output
+  endpoints.json                written by the script: on which node and ports its engines listen
+  exit.json                     written by the script's EXIT trap: how it ended
+  claim/                        made by the first job that runs the script
+"""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+# Larger ones are not ours: a user's job can write into its own run folder.
+_MAX_JSON = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where one engine of a job listens. `gpus` is its CUDA_VISIBLE_DEVICES, "" for none."""
+
+    node: str
+    port: int
+    replica: int = 0
+    gpus: str = ""
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The content of endpoints.json. `job_id` tells whose it is, `restarts` from which start of a requeued job."""
+
+    job_id: str
+    restarts: int
+    all: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The content of exit.json. `signal` is the name without SIG, "" when the script ended by itself."""
+
+    job_id: str
+    exit_code: int
+    signal: str
+    ended_at: datetime
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One job's folder. Reading is tolerant: a file that is absent, half-written or foreign reads as None."""
+
+    path: Path
+
+    @property
+    def script(self) -> Path:
+        return self.path / "job.sh"
+
+    @property
+    def secrets(self) -> Path:
+        return self.path / "secrets.env"
+
+    @property
+    def stdout(self) -> Path:
+        return self.path / "stdout.log"
+
+    @property
+    def stderr(self) -> Path:
+        return self.path / "stderr.log"
+
+    def write(self, script: str, secrets: Mapping[str, str]) -> None:
+        """Make the folder and put the script and the secrets there, readable by the owner only."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write_private(self.script, script)
+        _write_private(self.secrets, "".join(f"{k}={shlex.quote(v)}\n" for k, v in secrets.items()))
+
+    def read_secrets(self) -> dict[str, str]:
+        """The content of secrets.env. Raises OSError when it cannot be read."""
+        try:
+            pairs = [word.partition("=") for word in shlex.split(self.secrets.read_text(encoding="utf-8"))]
+        except ValueError as exc:
+            raise OSError(f"{self.secrets} is not what was written there: {exc}") from exc
+        return {name: value for name, _, value in pairs}
+
+    def read_endpoints(self) -> Endpoints | None:
+        return parse_endpoints(_read_json(self.path / "endpoints.json"))
+
+    def read_exit(self) -> Exit | None:
+        return parse_exit(_read_json(self.path / "exit.json"))
+
+
+def parse_endpoints(content: Any) -> Endpoints | None:
+    """Endpoints out of decoded JSON, or None when it is not what the script writes."""
+    try:
+        node = str(content["node"])
+        found = tuple(
+            Endpoint(
+                node=node,
+                port=_between(1, int(e["port"]), 65535),
+                replica=int(e["replica"]),
+                gpus=str(e.get("gpus", "")),
+            )
+            for e in content["endpoints"]
+        )
+        return Endpoints(job_id=str(content["job_id"]), restarts=int(content.get("restarts", 0)), all=found)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        return None
+
+
+def parse_exit(content: Any) -> Exit | None:
+    """An Exit out of decoded JSON, or None when it is not what the script writes."""
+    try:
+        return Exit(
+            job_id=str(content["job_id"]),
+            exit_code=_between(0, int(content["exit_code"]), 255),
+            signal=str(content.get("signal") or ""),
+            ended_at=datetime.fromtimestamp(int(content["ended_at"]), UTC),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError):
+        return None
+
+
+def _between(low: int, number: int, high: int) -> int:
+    if not low <= number <= high:
+        raise ValueError(number)
+    return number
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        with open(path, "rb", opener=_open_untrusted) as file:
+            return json.loads(file.read(_MAX_JSON))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _open_untrusted(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write by rename, 0600 from the first byte, so that nobody ever sees half a file or an open one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
+        file.write(text)
+    temporary.rename(path)

@@ -1,0 +1,91 @@
+"""The scheduler, as the rest of the orchestrator sees it: three verbs and what travels through them.
+
+The unit that travels is a bash script in a run folder of its own. To bash, `#SBATCH` lines are comments, so the very
+file that `sbatch` gets also runs as a plain process.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.models import JobState
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a scheduler is asked to run.
+
+    `name` is unique for ever and made of `[A-Za-z0-9._-]`: it is how a job is found again, since a job id is not an
+    identity (Slurm gave the same id twice after a controller crash). `script` is a readable file inside `folder`.
+    `stdout` and `stderr` are where the job's output goes; their folder exists.
+    """
+
+    name: str
+    comment: str
+    script: Path
+    folder: Path
+    stdout: Path
+    stderr: Path
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What a scheduler says of one job at one moment. Times are aware UTC datetimes; None where it does not say.
+
+    `reason` is the scheduler's own word (Slurm: `Resources`, `Priority`, `NonZeroExitCode`, …), "" for none.
+    `exit_code` is the script's; a job ended by signal N has 128 + N. `ends_at` is when the walltime limit is reached.
+    """
+
+    job_id: str
+    name: str
+    state: JobState
+    reason: str = ""
+    nodes: str = ""
+    exit_code: int | None = None
+    submitted_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    ends_at: datetime | None = None
+    restarts: int = 0
+
+
+class Scheduler(Protocol):
+    """Runs scripts as jobs. Implementations hold no state that a restart would lose."""
+
+    @property
+    def name(self) -> str:
+        """Kept with each job."""
+        ...
+
+    @property
+    def bind_host(self) -> str:
+        """The address at which a job's engine must listen so that the orchestrator reaches it.
+
+        The machine's loopback for plain processes, every interface of the compute node for a cluster.
+        """
+        ...
+
+    async def submit(self, spec: JobSpec) -> str:
+        """Hand the script over and return the job id, a string of digits.
+
+        Raises SchedulerError when the scheduler refused (the job does not exist) and SchedulerUnknown when it did not
+        answer (the job may exist and will be found by its name).
+        """
+        ...
+
+    async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:
+        """What the scheduler knows of the jobs of these names, keyed by name, in as few calls as possible.
+
+        A name that the scheduler does not know is left out: that alone ends nothing. Raises SchedulerUnknown when
+        the scheduler could not be asked. An empty collection costs no call.
+        """
+        ...
+
+    async def cancel(self, job_id: str, name: str) -> None:
+        """End the job of this id if it still bears this name. A job that has ended already is no error.
+
+        Raises SchedulerError when the scheduler refused, SchedulerUnknown when it did not answer.
+        """
+        ...

@@ -1,0 +1,286 @@
+"""Slurm through its command line: sbatch, squeue, scontrol, scancel. Parsing is in pure functions of its own.
+
+Text with explicit separators, not `--json`, whose schema changes between releases.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import math
+import os
+import re
+import signal
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from orchestrator.errors import SchedulerError, SchedulerUnknown
+from orchestrator.models import JobState
+from orchestrator.schedulers import JobInfo, JobSpec
+
+SEPARATOR = "\x1f"
+FIELDS = (
+    "JobID", "Name", "State", "Reason", "NodeList", "SubmitTime", "StartTime", "EndTime", "exit_code", "RestartCnt",
+)  # fmt: skip
+SQUEUE = (
+    "squeue", "--me", "--states=all", "--noheader", "--noconvert",
+    "--Format=" + ",".join(f"{name}:{SEPARATOR}" for name in FIELDS),
+)  # fmt: skip
+
+# Without --starttime it would look no further back than midnight.
+SACCT = (
+    "sacct", "--allocations", "--noheader", "--parsable2", f"--delimiter={SEPARATOR}", "--starttime=now-30days",
+    "--format=JobIDRaw,JobName,State,Reason,NodeList,Submit,Start,End,ExitCode",
+)  # fmt: skip
+
+_MOST_HOSTS = 100_000
+_NAMES_AT_ONCE = 1000  # one word of a command line may have 128 KiB
+_REASONLESS = frozenset({"", "None", "(null)"})
+# The answer was lost, so nothing is known: the job may have been accepted.
+_AMBIGUOUS = re.compile(
+    r"timed out|time-?out|unable to contact|connection (refused|reset)|not responding", re.IGNORECASE
+)
+
+
+class NotRun(SchedulerUnknown):
+    """The command could not be started, so it changed nothing."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a command printed, and its exit status."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """The cluster of the login node that this runs on. `timeout`: seconds for each command."""
+
+    timeout: float = 30.0
+    name: str = "slurm"
+    bind_host: str = "0.0.0.0"  # engines are reached from the login node; each asks for its own key
+    environment: Mapping[str, str] = field(default_factory=lambda: clean_environment(os.environ))
+
+    async def submit(self, spec: JobSpec) -> str:
+        try:
+            output = await self._run("sbatch", "--parsable", str(spec.script))
+        except NotRun as exc:
+            raise SchedulerError(str(exc)) from exc
+        except SchedulerUnknown as exc:
+            raise SchedulerUnknown(
+                f"{exc}. If Slurm took the job all the same, it appears in the list of services within a minute."
+            ) from exc
+        if output.status != 0:
+            words = _words_of(output)
+            kind = SchedulerUnknown if _AMBIGUOUS.search(words) else SchedulerError
+            raise kind(f"sbatch: {words}")
+        return parse_sbatch(output.stdout)
+
+    async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:
+        if not names:
+            return {}
+        output = await self._run(*SQUEUE)
+        if output.status != 0:
+            raise SchedulerUnknown(f"squeue: {_words_of(output)}")
+        wanted = frozenset(names)
+        found = by_name(job for job in parse_squeue(output.stdout) if job.name in wanted)
+        forgotten = sorted(wanted - found.keys())
+        if any(name in output.stdout for name in forgotten):
+            raise SchedulerUnknown("squeue printed our jobs in a form that is not understood")
+        for start in range(0, len(forgotten), _NAMES_AT_ONCE):
+            found |= await self._accounted(forgotten[start : start + _NAMES_AT_ONCE])
+        return found
+
+    async def _accounted(self, names: Collection[str]) -> dict[str, JobInfo]:
+        """What accounting knows of jobs that squeue has forgotten. Many sites have none: then nothing.
+
+        Raises SchedulerUnknown when there is accounting but it did not answer.
+        """
+        try:
+            output = await self._run(*SACCT, f"--name={','.join(names)}")
+        except NotRun:
+            return {}
+        if output.status != 0:
+            words = _words_of(output)
+            if _AMBIGUOUS.search(words):
+                raise SchedulerUnknown(f"sacct: {words}")
+            return {}
+        return by_name(job for job in parse_sacct(output.stdout) if job.name in names)
+
+    async def cancel(self, job_id: str, name: str) -> None:
+        # Both must match: the id alone may have been given to another job.
+        output = await self._run("scancel", "--me", f"--jobname={name}", job_id)
+        if output.status != 0:
+            words = _words_of(output)
+            if "Invalid job id specified" in words or "already completing or completed" in words:  # it has ended
+                return
+            kind = SchedulerUnknown if _AMBIGUOUS.search(words) else SchedulerError
+            raise kind(f"scancel: {words}")
+
+    async def _run(self, *argv: str) -> Output:
+        """Run a command to its end. Raises SchedulerUnknown when it does not end in time, NotRun when there is none."""
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=dict(self.environment),
+                umask=0o077,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise NotRun(
+                f"cannot run {argv[0]}: {exc}. Is Slurm installed here and on PATH? "
+                "Without Slurm, set ORCHESTRATOR_SCHEDULER=local"
+            ) from exc
+        try:
+            async with asyncio.timeout(self.timeout):
+                stdout, stderr = await process.communicate()
+        except TimeoutError as exc:
+            raise SchedulerUnknown(f"{argv[0]} did not answer within {self.timeout:g} s") from exc
+        finally:
+            if process.returncode is None:
+                await _end(process)
+        return Output(process.returncode or 0, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill a command with all its children, and reap it unless the kernel holds it (a file system that hangs)."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await process.wait()
+
+
+def _words_of(output: Output) -> str:
+    """The command's own words: stderr, else stdout, on one line and of a bearable length."""
+    text = " ".join((output.stderr.strip() or output.stdout.strip()).split())
+    text = text.removeprefix("sbatch: ").removeprefix("error: ")
+    return text[:1000] or f"ended with status {output.status} and no message"
+
+
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What Slurm's commands get: no secret of the orchestrator's, no `SQUEUE_*` of the user's profile.
+
+    sbatch exports its whole environment into the job; `SQUEUE_STATES=PENDING` in a profile hides running jobs.
+    """
+    kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "SLURM_CONF", "LD_LIBRARY_PATH")
+    return {name: environment[name] for name in kept if name in environment} | {
+        "LC_ALL": "C",
+        "SLURM_TIME_FORMAT": "%s",
+    }
+
+
+def parse_sbatch(text: str) -> str:
+    """The job id in the output of `sbatch --parsable`: `12` or `12;cluster`, perhaps below a site's banner."""
+    for line in reversed(text.splitlines()):
+        if match := re.fullmatch(r"([0-9]{1,18})(;[\w.-]+)?", line.strip()):
+            return match[1]
+    raise SchedulerUnknown(f"sbatch succeeded but printed no job id: {text[:500]!r}")
+
+
+def parse_squeue(text: str) -> list[JobInfo]:
+    """The jobs in the output of SQUEUE. Lines of another shape, such as a site's banner, are passed over."""
+    return [job for line in text.split("\n") if (job := parse_squeue_line(line)) is not None]
+
+
+def parse_squeue_line(line: str) -> JobInfo | None:
+    """One job, or None for a line that is not one.
+
+    Older releases have no RestartCnt or exit_code column; what is missing or unreadable there is 0 or None.
+    """
+    values = [value.strip() for value in line.split(SEPARATOR)]
+    if len(values) < len(FIELDS) or _number(values[0], 18) is None:
+        return None
+    job_id, name, state, reason, nodes, submitted, started, ends, exit_code, restarts = values[: len(FIELDS)]
+    known = parse_state(state)
+    return JobInfo(
+        job_id=job_id,
+        name=name,
+        state=known,
+        reason="" if reason in _REASONLESS else reason,
+        nodes="" if nodes in _REASONLESS else nodes,
+        exit_code=parse_exit_code(exit_code) if known.ended else None,
+        submitted_at=parse_time(submitted),
+        started_at=None if known is JobState.PENDING else parse_time(started),
+        ended_at=parse_time(ends) if known.ended else None,
+        ends_at=None if known.ended else parse_time(ends),
+        restarts=_number(restarts, 9) or 0,
+    )
+
+
+def parse_sacct(text: str) -> list[JobInfo]:
+    """The jobs in the output of SACCT, whose lines are squeue's without the restarts."""
+    lines = (line for line in text.split("\n") if line.count(SEPARATOR) == len(FIELDS) - 2)
+    return [job for line in lines if (job := parse_squeue_line(line + SEPARATOR)) is not None]
+
+
+def parse_state(text: str) -> JobState:
+    """Slurm's word, `CANCELLED by 1000` included. UNKNOWN for a word that no release known here has."""
+    word = text.split()[0].rstrip("+") if text.split() else ""
+    ours = (JobState.SUBMITTING, JobState.LOST)
+    return JobState(word) if word in JobState.__members__ and word not in ours else JobState.UNKNOWN
+
+
+def parse_exit_code(text: str) -> int | None:
+    """An exit code from `7:0`, from `0:9` (ended by signal 9: 137), or from a raw wait status such as 1792."""
+    if match := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text):
+        return int(match[1]) or (128 + int(match[2]) if int(match[2]) else 0)
+    if (status := _number(text, 9)) is not None:
+        return 128 + (status & 0x7F) if status & 0x7F else (status >> 8) & 0xFF
+    return None
+
+
+def parse_time(text: str) -> datetime | None:
+    """An epoch second as UTC; None for `N/A`, `NONE`, `Unknown` and for 0."""
+    seconds = _number(text, 11)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
+
+
+def _number(text: str, digits: int) -> int | None:
+    return int(text) if len(text) <= digits and text.isascii() and text.isdigit() else None
+
+
+def by_name(jobs: Iterable[JobInfo]) -> dict[str, JobInfo]:
+    """Jobs keyed by name. Of two with one name, which can only be a submission taken twice, the first that lives."""
+    found: dict[str, JobInfo] = {}
+    for job in sorted(jobs, key=_first_living):
+        found.setdefault(job.name, job)
+    return found
+
+
+def _first_living(job: JobInfo) -> tuple[bool, int]:
+    return job.state.ended, int(job.job_id)
+
+
+def hostnames(text: str) -> Sequence[str]:
+    """The node names in Slurm's compact form, e.g. `gpu[01-03,7],login1`; a form not understood yields no name."""
+    return [name for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", text) for name in _expanded(part.strip())]
+
+
+def _expanded(part: str) -> list[str]:
+    """The names of one part. One in which several brackets multiply is expanded as Slurm does."""
+    if not re.fullmatch(r"([A-Za-z0-9_.-]|\[[0-9,-]+\])+", part):
+        return []
+    pieces = [_numbers(piece) for piece in re.split(r"[\[\]]", part)[1::2]]
+    if math.prod(map(len, pieces)) > _MOST_HOSTS:
+        return []
+    pattern = re.sub(r"\[[^\]]*\]", "{}", part)
+    return [pattern.format(*numbers) for numbers in itertools.product(*pieces)]
+
+
+def _numbers(text: str) -> list[str]:
+    """`01-03,7` as 01, 02, 03, 7; [] for anything else."""
+    numbers: list[str] = []
+    for piece in text.split(","):
+        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", piece)
+        if match is None or int(match[2] or match[1]) - int(match[1]) > _MOST_HOSTS:
+            return []
+        low, high = match[1], match[2] or match[1]
+        numbers += [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
+    return numbers

@@ -1,0 +1,158 @@
+"""Start and stop: the only two ways in which a service changes by command."""
+
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from orchestrator.config import Plan, resolve
+from orchestrator.errors import Conflict, Invalid, SchedulerError, SchedulerUnknown
+from orchestrator.models import Job, JobState, Service, new_submission_id
+from orchestrator.recipes import RecipeBook
+from orchestrator.runs import RunFolder
+from orchestrator.schedulers import JobSpec, Scheduler
+from orchestrator.script import Target, render
+from orchestrator.settings import Settings, SettingsError
+from orchestrator.store import Store
+
+
+@dataclass
+class Services:
+    """`clock` gives aware UTC datetimes. `submitting` holds what a request of this process is handing over now."""
+
+    settings: Settings
+    recipes: RecipeBook
+    scheduler: Scheduler
+    store: Store
+    clock: Callable[[], datetime]
+    submitting: set[str] = field(default_factory=set)
+
+    async def start(
+        self, recipe_name: str, config: Mapping[str, Any], *, actor: str, idempotency_key: str | None = None
+    ) -> tuple[Service, Job]:
+        """Render, record, submit. Returns as soon as the scheduler has given an id.
+
+        Raises NotFound for the recipe, Invalid for a value, Conflict while the same key is being served, SchedulerError
+        in the scheduler's own words. Exactly once: the row is committed before the scheduler is asked.
+        """
+        if idempotency_key is not None and (found := await self.store.by_idempotency_key(idempotency_key)):
+            return self._again(*found, recipe_name, config)
+        service, job, script, keys = self._prepare(recipe_name, config, idempotency_key)
+        folder = self.folder(job.submission_id)
+        self.submitting.add(job.submission_id)
+        try:
+            folder.write(script, keys)
+            await self.store.add(service, job, actor=actor)
+            await self.submit(job, actor=actor)
+        finally:
+            self.submitting.discard(job.submission_id)
+        return await self.store.find(service.submission_id)
+
+    def _again(self, service: Service, job: Job, recipe_name: str, config: Mapping[str, Any]) -> tuple[Service, Job]:
+        """The answer to a request that was sent before: the same service, never a second job."""
+        same_recipe = self.recipes.find(recipe_name).full_name == service.recipe_name
+        if not same_recipe or service.config != dict(config):
+            raise Invalid("this Idempotency-Key was used for another request; choose a new one for a new service")
+        if job.job_id is None and job.state.ended:
+            raise SchedulerError(job.reason)
+        if job.job_id is None:
+            raise Conflict(
+                "the first request with this Idempotency-Key is still being submitted; ask again", retry_after=2
+            )
+        return service, job
+
+    def _prepare(
+        self, recipe_name: str, config: Mapping[str, Any], idempotency_key: str | None
+    ) -> tuple[Service, Job, str, dict[str, str]]:
+        recipe = self.recipes.find(recipe_name)
+        plan = resolve(recipe, config, self.settings.site)
+        submission_id, now = new_submission_id(), self.clock()
+        script = render(recipe, plan, self.settings.site, self._target(submission_id))
+        service = Service(
+            submission_id=submission_id,
+            recipe_name=recipe.full_name,
+            name=recipe.full_name,
+            config=dict(config),
+            plan=plan.model_dump(mode="json"),
+            created_at=now,
+            idempotency_key=idempotency_key,
+        )
+        job = Job(
+            submission_id=submission_id,
+            service=submission_id,
+            scheduler=self.scheduler.name,
+            name=job_name(submission_id),
+            recorded_at=now,
+        )
+        return service, job, script, self._secrets()
+
+    def _target(self, submission_id: str) -> Target:
+        return Target(
+            job_name=job_name(submission_id),
+            comment=f"sluicegate:{submission_id}",
+            folder=self.folder(submission_id),
+            bind_host=self.scheduler.bind_host,
+            python=self.settings.python,
+            cache_dir=self.settings.cache_path,
+        )
+
+    def _secrets(self) -> dict[str, str]:
+        keys = {"VLLM_API_KEY": secrets.token_urlsafe(32)}
+        if self.settings.site.token_file is not None:
+            keys["HF_TOKEN"] = _read_token(Path(self.settings.site.token_file).expanduser())
+        return keys
+
+    async def submit(self, job: Job, *, actor: str) -> None:
+        """Hand a recorded job to the scheduler and write down what became of that."""
+        folder = self.folder(job.submission_id)
+        spec = JobSpec(
+            name=job.name,
+            comment=f"sluicegate:{job.submission_id}",
+            script=folder.script,
+            folder=folder.path,
+            stdout=folder.stdout,
+            stderr=folder.stderr,
+        )
+        try:
+            job_id = await self.scheduler.submit(spec)
+        except SchedulerUnknown as exc:
+            # Perhaps accepted: the watcher looks for the job by its name before it gives up.
+            await self._record(job, {"reason": str(exc)}, "job.submit_unanswered", actor)
+            raise
+        except SchedulerError as exc:
+            refused = {"state": JobState.FAILED, "reason": str(exc), "ended_at": self.clock()}
+            await self._record(job, refused, "job.refused", actor)
+            raise
+        await self.store.accepted(job.submission_id, job_id, at=self.clock(), actor=actor)
+
+    async def _record(self, job: Job, changes: dict[str, Any], kind: str, actor: str) -> None:
+        await self.store.record(job.submission_id, changes, at=self.clock(), actor=actor, kind=kind)
+
+    async def cancel(self, service: Service, job: Job, *, actor: str) -> None:
+        """End a service. One that has ended already, or is being ended, is no error."""
+        if job.state.ended:
+            return
+        if job.job_id is not None:
+            await self.scheduler.cancel(job.job_id, job.name)
+        await self.store.cancelled(service.submission_id, at=self.clock(), actor=actor)
+
+    def folder(self, submission_id: str) -> RunFolder:
+        return RunFolder(self.settings.home / "runs" / submission_id)
+
+
+def job_name(submission_id: str) -> str:
+    """The name that identifies a job for ever. Other users of the cluster can read it."""
+    return f"sluice-{submission_id}"
+
+
+def plan_of(service: Service) -> Plan:
+    return Plan.model_validate(service.plan)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise SettingsError(f"cannot read the token file {path} of [site] token_file: {exc}") from exc

@@ -1,0 +1,167 @@
+"""What can be set, read once: `ORCHESTRATOR_*` in the environment before the TOML file before the defaults.
+
+The only module of the package that looks at the environment.
+"""
+
+import os
+import sys
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as UnreadableError
+
+from orchestrator.errors import OrchestratorError
+
+Runtime = Literal["none", "apptainer", "docker", "podman"]
+
+
+class Engine(BaseModel):
+    """How one engine (`vllm`, `llamacpp`, `qdrant`, …) is started at this site."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    command: list[str] = []  # the words before the recipe's own arguments; [] leaves the recipe's default
+    image: str | None = None  # a .sif path or docker:// reference for apptainer, an image name for docker and podman
+    runtime: Runtime | None = None  # None: the site's
+    environment: dict[str, str] = {}
+    modules: list[str] = []
+
+
+class Site(BaseModel):
+    """The facts of one cluster or workstation. Nothing of a cluster is written in code: all of it is here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    account: str | None = None
+    partition: str | None = None
+    cpu_partition: str | None = None  # for jobs without GPUs; None: `partition`
+    qos: str | None = None
+    constraint: str | None = None
+    extra_directives: list[str] = []  # e.g. ["--exclusive", "--mail-type=FAIL"], put behind ours
+    gpu_request: Literal["gres", "gpus-per-node", "gpus"] = "gres"
+    gpu_type: str | None = None  # e.g. "a100": --gres=gpu:a100:N
+    request_memory: bool = True  # False for sites that refuse --mem
+    max_time_limit: int = Field(default=7 * 24 * 60, ge=1)  # minutes
+    modules: list[str] = []
+    module_init: str | None = None  # a file to source before `module load` where batch shells do not know `module`
+    runtime: Runtime = "none"
+    bind: list[str] = []  # further folders that containers see, "path" or "path:path:ro"
+    cache_dir: str | None = None  # models and compile caches, on a file system that the compute nodes see
+    python: str | None = None  # the interpreter of Python engines on the compute nodes; None: the orchestrator's own
+    environment: dict[str, str] = {}  # exported in every job
+    token_file: str | None = None  # a file with a Hugging Face token, read when a service is started
+    engines: dict[str, Engine] = {}
+
+    @field_validator("extra_directives")
+    @classmethod
+    def _directives_are_long_options(cls, value: list[str]) -> list[str]:
+        for line in value:
+            if not line.startswith("--") or "\n" in line or "\r" in line:
+                raise ValueError(f'{line!r} is not an sbatch option on one line; write it like "--exclusive"')
+        return value
+
+
+class SettingsError(OrchestratorError):
+    """A setting or a recipe is missing or wrong; the text names it, its source and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """The orchestrator's settings. Each field is `ORCHESTRATOR_<NAME>` in the environment, `<name>` in the file."""
+
+    model_config = SettingsConfigDict(env_prefix="ORCHESTRATOR_", env_ignore_empty=True, extra="forbid", frozen=True)
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".sluicegate")
+    socket: Path | None = None  # None: home/orchestrator.sock
+    config: Path | None = None
+    scheduler: Literal["slurm", "local"] = "slurm"
+    # Further recipe folders, searched before the built-in ones; the first that has a name wins.
+    recipes: Annotated[list[Path], NoDecode] = []
+    poll_seconds: float | None = Field(default=None, gt=0, le=3600)  # None: 10 under slurm, 0.5 under local
+    probe_seconds: float = Field(default=1.0, gt=0, le=60)
+    # How long a job that was recorded but never seen may stay so before it is submitted again (after a crash) or
+    # given up (after a time-out of sbatch); also how long a job may be unknown to the scheduler before it is lost.
+    grace_seconds: float = Field(default=60, ge=0)
+    command_seconds: float = Field(default=30, gt=0)  # time limit of each external command
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    site: Site = Site()
+
+    @field_validator("recipes", mode="before")
+    @classmethod
+    def _colon_separated(cls, value: Any) -> Any:
+        return [Path(part) for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("home", "socket", "config", mode="after")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def socket_path(self) -> Path:
+        return self.socket or self.home / "orchestrator.sock"
+
+    @property
+    def poll_interval(self) -> float:
+        """Seconds between two questions to the scheduler."""
+        if self.poll_seconds is not None:
+            return self.poll_seconds
+        return 0.5 if self.scheduler == "local" else 10.0
+
+    @property
+    def cache_path(self) -> Path:
+        """Where models and weights are kept, on a file system that the compute nodes see."""
+        if self.site.cache_dir is not None:
+            return Path(self.site.cache_dir).expanduser()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sluicegate"
+
+    @property
+    def python(self) -> str:
+        return self.site.python or sys.executable
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings  # the environment wins over the file, whose values are given to __init__
+
+
+def read_settings(config: Path | None = None) -> Settings:
+    """Settings from the environment and from `config`, else the file of ORCHESTRATOR_CONFIG, else none.
+
+    Raises SettingsError with a sentence that names the setting, where it came from and what is allowed.
+    """
+    path = config or (Path(named) if (named := os.environ.get("ORCHESTRATOR_CONFIG")) else None)
+    values = read_toml(path) if path else {}
+    try:
+        return Settings(**(values | {"config": path} if path else values))
+    except ValidationError as exc:
+        raise SettingsError(explain(exc, "ORCHESTRATOR_", path)) from exc
+    except UnreadableError as exc:  # a variable that must be JSON, such as ORCHESTRATOR_SITE, is not
+        raise SettingsError(f"wrong settings: {exc}: {exc.__cause__}") from exc
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file. Raises SettingsError naming the file and the line that cannot be read."""
+    try:
+        with path.expanduser().open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"cannot read the settings file {path}: {exc}") from exc
+
+
+def explain(error: ValidationError, prefix: str, path: Path | None) -> str:
+    """One line for each wrong setting: its name, the value, what is allowed, and the two places to look."""
+    lines = []
+    for item in error.errors():
+        name = ".".join(str(part) for part in item["loc"])
+        got = "" if item["type"] in ("extra_forbidden", "missing") else f" (it is {item['input']!r})"
+        lines.append(f"{name}: {item['msg']}{got}")
+    where = f"{prefix}* in the environment" + (f" and {path}" if path else "")
+    return "wrong settings:\n  " + "\n  ".join(lines) + f"\nLook at {where}."

@@ -1,0 +1,264 @@
+"""Follow the jobs: the one loop that asks the scheduler, and the only writer of what is known of jobs and replicas.
+
+One turn is `look()`; what a turn concludes is decided by `follow()`, a pure function.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import httpx2
+
+from orchestrator.errors import OrchestratorError, SchedulerError, SchedulerUnknown
+from orchestrator.models import Job, JobState, Service
+from orchestrator.replicas import Replica, Replicas, probe
+from orchestrator.runs import Endpoint, Endpoints, Exit
+from orchestrator.schedulers import JobInfo, Scheduler
+from orchestrator.schedulers.slurm import hostnames
+from orchestrator.services import Services, plan_of
+from orchestrator.store import Store
+
+log = logging.getLogger(__name__)
+
+ACTOR = "watcher"
+
+
+@dataclass
+class Watcher:
+    """`client` is for probes and has a short time limit. `clock` gives aware UTC datetimes."""
+
+    scheduler: Scheduler
+    store: Store
+    services: Services
+    replicas: Replicas
+    client: httpx2.AsyncClient
+    clock: Callable[[], datetime]
+    grace: timedelta
+    poll_seconds: float
+    probe_seconds: float
+    stale_since: datetime | None = None  # since when the scheduler has not answered
+    trouble: str = ""  # in its words
+    last_look: datetime | None = None  # the end of the last turn, whatever it found
+    _keys: dict[str, str] = field(default_factory=dict)
+    _probes: int = 0
+    _soon: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Both loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._repeat(self.look, self.poll_seconds, self._soon))
+            group.create_task(self._repeat(self.probe, self.probe_seconds, asyncio.Event()))
+
+    def wake(self) -> None:
+        """Something has just been changed by command: look before the interval is over."""
+        self._soon.set()
+
+    async def _repeat(self, turn: Callable[[], Any], seconds: float, soon: asyncio.Event) -> None:
+        while True:
+            try:
+                await turn()
+            except Exception:
+                # The top of the loop: a turn that failed must not end the following of jobs. /health turns red when
+                # turns go on failing, because last_look stays behind.
+                log.exception("a turn of the watcher failed")
+            try:
+                async with asyncio.timeout(seconds):
+                    await soon.wait()
+                soon.clear()
+                await asyncio.sleep(min(seconds, 0.2))  # several commands at once are one question
+            except TimeoutError:
+                continue
+
+    async def look(self) -> None:
+        """One turn: one question to the scheduler, then each open job in the light of the answer."""
+        rows = await self.store.open_jobs()
+        try:
+            known: Mapping[str, JobInfo] | None = await self.scheduler.query([job.name for _, job in rows])
+            self.stale_since, self.trouble = None, ""
+        except SchedulerUnknown as exc:
+            # Unknown is not gone: nothing is concluded from silence.
+            known, self.trouble = None, str(exc)
+            self.stale_since = self.stale_since or self.clock()
+        for service, job in rows:
+            try:
+                if known is not None:
+                    job = await self._follow(service, job, known.get(job.name))
+                self._place(service, job)
+            except Exception:
+                # One job that cannot be followed must not hide the others.
+                log.exception("following %s failed", job.name)
+        self.last_look = self.clock()
+
+    async def _follow(self, service: Service, job: Job, info: JobInfo | None) -> Job:
+        if job.submission_id in self.services.submitting:  # its request is still being served
+            return job
+        if job.job_id is None:
+            service, job = await self.store.find(job.service)
+            if job.job_id is not None or job.state.ended:  # its request was served while the scheduler was asked
+                return job
+        now = self.clock()
+        ended = self.services.folder(job.submission_id).read_exit()
+        changes = follow(job, info, ended, cancelled=service.cancelled_at is not None, now=now, grace=self.grace)
+        if changes is None:
+            await self._submit_again(job)
+        elif job.job_id is None and "job_id" in changes:
+            await self._adopt(job, changes["job_id"])
+        if changes:
+            kind = "job.state" if "state" in changes else None
+            await self.store.record(job.submission_id, changes, at=now, actor=ACTOR, kind=kind)
+        if service.cancelled_at is not None and info is not None:
+            await self._cancel_again(info)
+        return job.model_copy(update=changes or {})
+
+    async def _adopt(self, job: Job, job_id: str) -> None:
+        """There is a job whose id we never heard: of a crash, or of an sbatch that did not answer."""
+        log.warning("adopting job %s of submission %s", job_id, job.submission_id)
+        await self.store.accepted(job.submission_id, job_id, at=self.clock(), actor=ACTOR)
+
+    async def _cancel_again(self, info: JobInfo) -> None:
+        """A user asked for the end while the job had no id yet, or the scheduler took the wish and forgot it."""
+        if info.state.ended or info.state is JobState.COMPLETING:
+            return
+        try:
+            await self.scheduler.cancel(info.job_id, info.name)
+        except SchedulerError as exc:
+            log.warning("cancelling job %s failed: %s", info.job_id, exc)
+
+    async def _submit_again(self, job: Job) -> None:
+        """Recorded, never seen, and its request died with the process that served it."""
+        log.warning("submitting %s, which was recorded before a crash and never reached the scheduler", job.name)
+        try:
+            await self.services.submit(job, actor=ACTOR)
+        except OrchestratorError as exc:
+            log.warning("submission %s failed: %s", job.submission_id, exc)
+
+    def _place(self, service: Service, job: Job) -> None:
+        """Bring the table of replicas in line with the job."""
+        if not job.state.runs or job.job_id is None or service.cancelled_at is not None:
+            self.replicas.drop(job.submission_id)
+            return
+        found = self.services.folder(job.submission_id).read_endpoints()
+        # Of a job that was requeued, the file of an earlier start may still lie there.
+        if found is not None and found.job_id == job.job_id and found.restarts >= job.restarts:
+            self.replicas.update(job.submission_id, self._replicas(service, job, found))
+
+    def _replicas(self, service: Service, job: Job, found: Endpoints) -> list[Replica]:
+        plan = plan_of(service)
+        return [
+            Replica(
+                submission_id=job.submission_id,
+                job_id=found.job_id,
+                index=e.replica,
+                node=e.node,
+                port=e.port,
+                gpus=e.gpus,
+                key=self._key(job.submission_id),
+                health=plan.health,
+                models_path=plan.models,
+                restarts=found.restarts,
+            )
+            for e in found.all
+            if belongs(e, job.nodes)
+        ]
+
+    def _key(self, submission_id: str) -> str:
+        if submission_id not in self._keys:
+            self._keys[submission_id] = self.services.folder(submission_id).read_secrets().get("VLLM_API_KEY", "")
+        return self._keys[submission_id]
+
+    async def probe(self) -> None:
+        """Ask every engine at once whether it answers; the first yes of a job is recorded."""
+        self._probes += 1
+        # One that answers is asked less often: requests notice its death before we do.
+        replicas = [r for r in self.replicas.every() if not r.ready or self._probes % 5 == 0]
+        answered = {r.submission_id for r in replicas if r.ready}
+        async with asyncio.TaskGroup() as group:
+            for replica in replicas:
+                group.create_task(probe(self.client, replica))
+        for submission_id in {r.submission_id for r in replicas if r.ready} - answered:
+            await self.store.ready(submission_id, at=self.clock(), actor=ACTOR)
+
+
+def belongs(endpoint: Endpoint, nodes: str) -> bool:
+    """Whether an endpoint is on a node of its job. A job without nodes is a process on this machine."""
+    return endpoint.node in hostnames(nodes) if nodes else endpoint.node == "localhost"
+
+
+def follow(
+    job: Job, info: JobInfo | None, ended: Exit | None, *, cancelled: bool, now: datetime, grace: timedelta
+) -> dict[str, Any] | None:
+    """What a turn learns of one open job: the fields to change, {} for nothing new, None for "submit it again".
+
+    The cases, in order:
+    1. The scheduler speaks of it: its word is taken, except for a word that nobody knows.
+    2. It is silent, and the script left its exit file: that is the end, also of a job whose id we never heard.
+    3. It is silent about a job that it never showed:
+       within the grace, wait; afterwards give up if sbatch broke off (the user was told), else submit again.
+    4. It is silent about a job that it used to show: a cancelled one has ended; another is lost after the grace.
+    """
+    if info is not None:
+        return _told(job, info, ended, now)
+    if ended is not None and job.job_id in (None, ended.job_id):
+        return _left(job, ended, cancelled=cancelled)
+    if job.state is JobState.SUBMITTING:
+        return _never_seen(job, cancelled=cancelled, now=now, grace=grace)
+    if cancelled:
+        return {"state": JobState.CANCELLED, "ended_at": now}
+    if now - (job.seen_at or job.recorded_at) <= grace:
+        return {}
+    reason = f"the scheduler no longer knows job {job.job_id}, and it left no exit code"
+    return {"state": JobState.LOST, "reason": reason, "ended_at": now}
+
+
+def _told(job: Job, info: JobInfo, ended: Exit | None, now: datetime) -> dict[str, Any]:
+    """Case 1. The exit file knows the script's own code, which some schedulers do not tell."""
+    if info.state is JobState.UNKNOWN:
+        log.warning("job %s is in a state that is not known here; it keeps the state %s", info.job_id, job.state)
+        return {"job_id": info.job_id, "seen_at": now}
+    exit_code = info.exit_code
+    if exit_code is None and ended is not None and ended.job_id == info.job_id and info.state.ended:
+        exit_code = ended.exit_code
+    told = {
+        "job_id": info.job_id,
+        "state": info.state,
+        "reason": info.reason,
+        "nodes": info.nodes or job.nodes,
+        "exit_code": exit_code,
+        "restarts": info.restarts,
+        "submitted_at": info.submitted_at or job.submitted_at,
+        "started_at": info.started_at,
+        "ended_at": info.ended_at or (now if info.state.ended else None),
+        "ends_at": info.ends_at or job.ends_at,
+    }
+    changes = {name: value for name, value in told.items() if getattr(job, name) != value}
+    # Written at most every few turns: it only serves the grace of a job that vanishes.
+    if changes or job.seen_at is None or now - job.seen_at > timedelta(seconds=20):
+        changes["seen_at"] = now
+    return changes
+
+
+def _left(job: Job, ended: Exit, *, cancelled: bool) -> dict[str, Any]:
+    """Case 2. A script ended by SIGTERM was cancelled, or reached its limit: the clock tells."""
+    if not ended.signal:
+        state = JobState.COMPLETED if ended.exit_code == 0 else JobState.FAILED
+    elif job.ends_at is not None and not cancelled and ended.ended_at >= job.ends_at - timedelta(seconds=30):
+        state = JobState.TIMEOUT
+    else:
+        state = JobState.CANCELLED
+    reason = {JobState.FAILED: "NonZeroExitCode", JobState.TIMEOUT: "TimeLimit"}.get(state, "")
+    changes = {"state": state, "reason": reason, "exit_code": ended.exit_code, "ended_at": ended.ended_at}
+    return changes if job.job_id is not None else {"job_id": ended.job_id, **changes}
+
+
+def _never_seen(job: Job, *, cancelled: bool, now: datetime, grace: timedelta) -> dict[str, Any] | None:
+    """Case 3."""
+    if now - job.recorded_at <= grace:
+        return {}
+    if cancelled:
+        return {"state": JobState.CANCELLED, "ended_at": now}
+    if job.reason:
+        return {"state": JobState.FAILED, "ended_at": now}
+    return None

@@ -1,0 +1,50 @@
+"""Real parts: sshd on loopback, uvicorn on both sides, and a small orchestrator behind it."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.settings import Settings
+from tests.gateway.fake_orchestrator import FakeOrchestrator
+from tests.gateway.serving import settings_through, short_folder
+from tests.gateway.sshd import BINARY, Sshd
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GATEWAY_CONFIG", "GATEWAY_CLUSTER", "GATEWAY_API_KEY", "GATEWAY_HOST", "ORCHESTRATOR_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def sshd() -> Iterator[Sshd]:
+    if BINARY is None:
+        pytest.skip("no sshd on this machine: apt-get install openssh-server")
+    with tempfile.TemporaryDirectory(prefix="sg-sshd-") as name:
+        server = Sshd(Path(name))
+        server.start()
+        yield server
+        server.stop()
+
+
+@pytest.fixture
+def orchestrator() -> FakeOrchestrator:
+    return FakeOrchestrator()
+
+
+@pytest.fixture
+def ssh_settings(sshd: Sshd, folder: Path) -> Settings:
+    return settings_through(sshd, folder)

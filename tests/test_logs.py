@@ -1,0 +1,139 @@
+"""The output of a job, at its edges."""
+
+import asyncio
+import os
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.logs import CHUNK, MOST, follow, tail
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "stderr.log"
+
+
+@pytest.mark.parametrize(
+    ("content", "lines", "expected"),
+    [
+        (b"", None, ""),
+        (b"", 5, ""),
+        (b"a\nb\nc\n", None, "a\nb\nc\n"),
+        (b"a\nb\nc\n", 2, "b\nc\n"),
+        (b"a\nb\nc\n", 3, "a\nb\nc\n"),
+        (b"a\nb\nc\n", 4, "a\nb\nc\n"),
+        (b"a\nb\nc\n", 0, ""),
+        (b"a\nb\nc", 2, "b\nc"),
+        (b"a\nb\nc", 1, "c"),
+        (b"one line", 1, "one line"),
+        (b"\n\n\n", 2, "\n\n"),
+        (b"a\n\n", 1, "\n"),
+        (b"10%\r50%\r100%\nb\n", 2, "10%\r50%\r100%\nb\n"),
+        (b"a\r\nb\r\n", 1, "b\r\n"),
+        ("a\u2028b\n".encode(), 1, "a\u2028b\n"),
+        (b"\xff\xfe\x00\x1b[31m\n", 1, "\ufffd\ufffd\x00\x1b[31m\n"),
+        (b"caf\xc3", 1, "caf\ufffd"),
+        ("é😀\n".encode(), 1, "é😀\n"),
+    ],
+)
+def test_the_last_lines(log: Path, content: bytes, lines: int | None, expected: str) -> None:
+    log.write_bytes(content)
+    assert tail(log, lines) == expected
+
+
+@pytest.mark.parametrize("size", [CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 7])
+@pytest.mark.parametrize("last", ["", "\n", "\nend", "\nend\n", "\n\n"])
+def test_lines_are_exact_whatever_the_chunks_cut(log: Path, size: int, last: str) -> None:
+    """Compared with the simple way, for line ends right before, at and behind each border."""
+    for before in (CHUNK - 1, CHUNK, CHUNK + 1):
+        text = ("x" * (size - 1) + "\n" + "é" * (before // 2) + last) if size % 2 else ("ab\n" * size)[:size] + last
+        log.write_text(text)
+        parts = text.splitlines(keepends=True)
+        for lines in (1, 2, 3, len(parts), len(parts) + 1):
+            assert tail(log, lines) == "".join(parts[-lines:])
+        assert tail(log) == text
+
+
+def peak(work: Callable[[], object]) -> int:
+    """The most bytes that Python held at once while `work` ran."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_a_huge_file_only_the_end_is_read(log: Path) -> None:
+    with log.open("wb") as file:
+        file.truncate(50 * 1024**3)  # sparse
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast\n")
+    assert tail(log, 1) == "last\n"
+    for lines in (None, 10_000_000):
+        assert len(tail(log, lines)) == MOST
+        assert peak(lambda lines=lines: tail(log, lines)) < 7 * MOST  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("most", [1, 3, 4, CHUNK, CHUNK + 1])
+def test_never_more_than_was_asked_for(log: Path, most: int) -> None:
+    log.write_bytes(b"0123456789" * CHUNK)
+    assert tail(log, most=most) == ("0123456789" * CHUNK)[-most:]
+
+
+def made_link(path: Path) -> None:
+    path.with_name("secret").write_text("secret\n")
+    path.symlink_to(path.with_name("secret"))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path: None, made_link, os.mkfifo, os.mkdir], ids=["none", "link", "pipe", "dir"]
+)
+def test_what_is_no_regular_file_reads_as_empty(log: Path, make: Callable[[Path], None]) -> None:
+    make(log)
+    assert tail(log) == tail(log, 5) == ""
+    assert collected(log, lambda: True) == b""
+    assert log.is_symlink() == (make is made_link)
+
+
+def collected(log: Path, over: Callable[[], bool]) -> bytes:
+    async def work() -> bytes:
+        return b"".join([data async for data in follow(log, over, interval=0)])
+
+    return asyncio.run(work())
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_following_gives_every_byte_once(log: Path, size: int) -> None:
+    content = bytes(range(256)) * (size // 256 + 1)
+    log.write_bytes(content[:size])
+    assert collected(log, lambda: True) == content[:size]
+
+
+def test_following_begins_before_the_file_does_and_ends_after_its_last_byte(log: Path) -> None:
+    asked = 0
+
+    def over() -> bool:
+        """Something is written each time before the end is looked for, the last of it with the end."""
+        nonlocal asked
+        asked += 1
+        if 2 < asked <= 6:
+            with log.open("ab") as file:
+                file.write(b"%d," % asked)
+        return asked >= 6
+
+    assert collected(log, over) == b"3,4,5,6,"
+
+
+def test_following_a_huge_file_takes_little_memory(log: Path) -> None:
+    size = 64 * 1024**2
+    with log.open("wb") as file:
+        file.truncate(size)
+
+    async def count() -> None:
+        assert sum([len(data) async for data in follow(log, lambda: True)]) == size
+
+    assert peak(lambda: asyncio.run(count())) < 1024**2

@@ -1,0 +1,268 @@
+"""The database: what it keeps, for whom, and that nothing slips in between."""
+
+import asyncio
+import sqlite3
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlmodel import SQLModel
+
+from orchestrator import models
+from orchestrator.errors import Conflict, NotFound
+from orchestrator.models import Job, JobState, Service
+from orchestrator.store import HEAD, Store, open_store
+from tests.orchestrating import START
+
+
+def service(submission_id: str, age: float = 0, **more: Any) -> Service:
+    return Service(
+        submission_id=submission_id, name="r", recipe_name="a/r", created_at=START - timedelta(seconds=age), **more
+    )
+
+
+def job(submission_id: str, age: float = 0, **more: Any) -> Job:
+    return Job(
+        submission_id=submission_id, service=submission_id, scheduler="local", name=f"sluice-{submission_id}",
+        recorded_at=START - timedelta(seconds=age), **more,
+    )  # fmt: skip
+
+
+def with_store(path: Path, work: Callable[[Store], Awaitable[None]]) -> None:
+    async def opened() -> None:
+        async with open_store(path / "orchestrator.db") as store:
+            await work(store)
+
+    asyncio.run(opened())
+
+
+async def add(store: Store, submission_id: str, age: float = 0, **more: Any) -> None:
+    await store.add(service(submission_id, age, **more), job(submission_id, age), actor="me")
+
+
+def test_a_new_database_is_private_and_migrated(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        assert await store.services() == []
+
+    with_store(tmp_path, work)
+    path = tmp_path / "orchestrator.db"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with sqlite3.connect(path) as database:
+        assert database.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
+    database.close()
+    path.chmod(0o666)
+    with_store(tmp_path, work)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_link_in_the_place_of_the_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").touch()
+    (tmp_path / "orchestrator.db").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        asyncio.run(open_store(tmp_path / "orchestrator.db").__aenter__())
+    assert (tmp_path / "elsewhere").read_bytes() == b""
+
+
+def test_reopening_keeps_everything(tmp_path: Path) -> None:
+    kept: list[dict[str, Any]] = []
+    config = {"environment": {"K": "é\u2028'\"$(x)"}, "n": [1, 2.5, None, True]}
+
+    async def write(store: Store) -> None:
+        await store.add(service("a", config=config, plan={"p": 1}, idempotency_key="k"), job("a"), actor="me")
+        await store.accepted("a", "7", at=START, actor="me")
+        changes = {"state": JobState.RUNNING, "started_at": START, "nodes": "n1", "restarts": 2}
+        await store.record("a", changes, at=START, actor="watcher", kind="job.state")
+        kept.extend(row.model_dump() for row in await store.find("7"))
+        kept.extend(event.model_dump() for event in await store.events("a"))
+
+    async def read(store: Store) -> None:
+        rows = [*await store.find("7"), *await store.events("a")]
+        assert [row.model_dump() for row in rows] == kept
+        assert rows[0].model_dump()["config"] == config
+        assert (await store.find("7"))[1].started_at == START
+
+    with_store(tmp_path, write)
+    with_store(tmp_path, read)
+    assert len(kept) == 5
+
+
+def schema(path: Path) -> dict[str, Any]:
+    engine = sa.create_engine(f"sqlite:///{path}")
+    inspector = sa.inspect(engine)
+    found = {
+        table: {
+            "columns": {c["name"]: (str(c["type"]), c["nullable"]) for c in inspector.get_columns(table)},
+            "key": inspector.get_pk_constraint(table)["constrained_columns"],
+            "indexes": sorted((i["column_names"], i["unique"]) for i in inspector.get_indexes(table)),
+            "uniques": sorted(u["column_names"] for u in inspector.get_unique_constraints(table)),
+            "references": [(k["constrained_columns"], k["referred_table"]) for k in inspector.get_foreign_keys(table)],
+        }
+        for table in inspector.get_table_names()
+        if table != "alembic_version"
+    }
+    engine.dispose()
+    return found
+
+
+def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
+    async def nothing(store: Store) -> None:
+        assert await store.count() == 0
+
+    with_store(tmp_path, nothing)
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'models.db'}")
+    SQLModel.metadata.create_all(engine, [SQLModel.metadata.tables[t] for t in ("service", "job", "event")])
+    engine.dispose()
+    migrated = schema(tmp_path / "orchestrator.db")
+    assert models.Service.__tablename__ in migrated
+    assert migrated == schema(tmp_path / "models.db")
+
+
+CHANGES: list[tuple[str, Callable[[Store], Awaitable[Any]]]] = [
+    ("service.created", lambda store: add(store, "b")),
+    ("job.accepted", lambda store: store.accepted("a", "7", at=START, actor="me")),
+    ("job.state", lambda s: s.record("a", {"state": JobState.RUNNING}, at=START, actor="me", kind="job.state")),
+    ("service.ready", lambda store: store.ready("a", at=START, actor="me")),
+    ("service.cancelled", lambda store: store.cancelled("a", at=START, actor="me")),
+]
+
+
+@pytest.mark.parametrize(("kind", "change"), CHANGES, ids=[kind for kind, _ in CHANGES])
+def test_a_change_and_its_event_are_one_transaction(
+    tmp_path: Path, kind: str, change: Callable[[Store], Awaitable[Any]]
+) -> None:
+    """Where the event cannot be written, nothing is; then both are."""
+
+    def dump() -> list[str]:
+        database = sqlite3.connect(tmp_path / "orchestrator.db")
+        rows = [*database.execute("SELECT * FROM service"), *database.execute("SELECT * FROM job")]
+        database.close()
+        return [str(row) for row in rows]
+
+    def forbid(statement: str) -> None:
+        database = sqlite3.connect(tmp_path / "orchestrator.db")
+        database.execute(statement)
+        database.commit()
+        database.close()
+
+    async def work(store: Store) -> None:
+        await add(store, "a")
+        before = dump()
+        forbid("CREATE TRIGGER no BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        with pytest.raises(sa.exc.IntegrityError, match="disk full"):
+            await change(store)
+        assert dump() == before
+        forbid("DROP TRIGGER no")
+        await change(store)
+        assert dump() != before
+        events = [*await store.events("a"), *await store.events("b")]
+        assert (events[-1].kind, events[-1].actor, events[-1].at) == (kind, "me", START)
+
+    with_store(tmp_path, work)
+
+
+def test_of_two_services_with_one_id_the_newest_is_meant(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await add(store, "new", age=1)
+        await add(store, "old", age=100)
+        for submission_id in ("new", "old"):
+            await store.accepted(submission_id, "7", at=START, actor="me")
+        assert (await store.find("7"))[0].submission_id == "new"
+        assert (await store.find("old"))[0].id == "7"
+
+    with_store(tmp_path, work)
+
+
+@pytest.mark.parametrize("wanted", ["", "8", "7 ", "' OR 1=1 --", "%", "\0", "é" * 5000, "-1", str(2**63)])
+def test_an_unknown_id_is_not_found(tmp_path: Path, wanted: str) -> None:
+    async def work(store: Store) -> None:
+        await add(store, "a")
+        await store.accepted("a", "7", at=START, actor="me")
+        with pytest.raises(NotFound, match="GET /services") as caught:
+            await store.find(wanted)
+        assert len(str(caught.value)) < 700
+
+    with_store(tmp_path, work)
+
+
+def test_of_many_requests_with_one_key_one_is_recorded(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        adding = [add(store, str(n), idempotency_key="k") for n in range(20)]
+        results = await asyncio.gather(*adding, return_exceptions=True)
+        assert sorted(type(result).__name__ for result in results) == ["Conflict"] * 19 + ["NoneType"]
+        assert await store.count() == 1
+        found = await store.by_idempotency_key("k")
+        assert found is not None
+        assert len(await store.events(found[0].submission_id)) == 1
+        assert await store.by_idempotency_key("other") is None
+        with pytest.raises(Conflict, match="Idempotency-Key 'k'"):
+            await add(store, "late", idempotency_key="k")
+
+    with_store(tmp_path, work)
+
+
+def test_an_ended_job_is_never_revised_whoever_comes_at_the_same_time(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await add(store, "a")
+        await store.accepted("a", "7", at=START, actor="me")
+        states = [JobState.COMPLETED, JobState.FAILED, JobState.RUNNING, JobState.LOST] * 5
+        write = [store.record("a", {"state": s, "reason": s}, at=START, actor="me", kind="job.state") for s in states]
+        await asyncio.gather(*write, *(store.ready("a", at=START, actor="me") for _ in range(5)))
+        _, found = await store.find("a")
+        assert found.reason == found.state
+        ended = [e.detail["state"] for e in await store.events("a") if JobState(e.detail.get("state", "UNKNOWN")).ended]
+        assert ended == [found.state]
+        before = await store.events("a")
+        await store.record("a", {"state": JobState.RUNNING, "exit_code": 1}, at=START, actor="me", kind="job.state")
+        await store.ready("a", at=START + timedelta(days=1), actor="me")
+        assert (await store.find("a"))[1] == found
+        assert await store.events("a") == before
+        assert await store.open_jobs() == []
+
+    with_store(tmp_path, work)
+
+
+def test_the_first_cancel_counts(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await add(store, "a")
+        cancelling = (store.cancelled("a", at=START + timedelta(seconds=n), actor="me") for n in range(10))
+        await asyncio.gather(*cancelling)
+        assert (await store.find("a"))[0].cancelled_at == START
+        assert [event.kind for event in await store.events("a")] == ["service.created", "service.cancelled"]
+
+    with_store(tmp_path, work)
+
+
+def test_two_thousand_services_are_listed_and_paged_quickly(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        async with store._session() as session:
+            session.add_all(service(f"{n:04}", age=n, id=str(n)) for n in range(2000))
+            await session.flush()
+            session.add_all(job(f"{n:04}", age=n, job_id=str(n)) for n in range(2000))
+            await session.commit()
+        began = time.process_time()
+        everything = await store.services()
+        assert time.process_time() - began < 1
+        assert [s.id for s, _ in everything] == [str(n) for n in range(2000)]
+        assert await store.count() == 2000
+        began = time.process_time()
+        page = await store.services(limit=10, offset=1995)
+        assert time.process_time() - began < 0.2
+        assert [s.id for s, _ in page] == ["1995", "1996", "1997", "1998", "1999"]
+        assert await store.services(limit=10, offset=5000) == []
+        assert (await store.services(recipe="a/other"), await store.count(recipe="a/other")) == ([], 0)
+
+    with_store(tmp_path, work)
+
+
+def test_what_the_store_returns_is_a_copy(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await add(store, "a")
+        (await store.find("a"))[1].state = JobState.LOST
+        assert (await store.find("a"))[1].state is JobState.SUBMITTING
+
+    with_store(tmp_path, work)
