@@ -14,9 +14,9 @@ demo: setup
 	@$(BIN)/sluice demo $(if $(ONCE),--once)
 
 # Everything: the cluster and vLLM as well where they can run, and must under CI=true.
-test: check
+test: unit
 	tests/prepare
-	$(BIN)/pytest
+	$(BIN)/pytest -m "system or cluster or vllm"
 
 check: setup
 	$(BIN)/ruff format --check $(SOURCES)
@@ -24,9 +24,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# The fast tests alone: under a minute.
-unit: setup
-	$(BIN)/pytest -q -m "not cluster and not vllm"
+# The fast tests alone, on all processors.
+unit: check
+	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm"
 
 format: setup
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -60,8 +60,9 @@ def _play(screen: Screen, interruptions: Interruptions, port: int, *, question: 
                 service = _start(screen, stage)
                 _ask(screen, stage, service, question)
                 if not once:
-                    _show_what_to_try(screen, stage, service)
-                    _stay(stage)
+                    with contextlib.suppress(Interruption):  # the ordinary end from here on
+                        _show_what_to_try(screen, stage, service)
+                        _stay(stage)
         finally:
             screen.say("Ending the service and both halves.")
 
@@ -123,11 +124,10 @@ def _show_what_to_try(screen: Screen, stage: Stage, service: str) -> None:
 
 
 def _stay(stage: Stage) -> None:
-    """Until a signal, which is the ordinary end here. Raises ChildError when a half dies meanwhile."""
-    with contextlib.suppress(Interruption):
-        while True:
-            stage.check()
-            time.sleep(_LOOK_SECONDS)
+    """Until a signal. Raises ChildError when a half dies meanwhile."""
+    while True:
+        stage.check()
+        time.sleep(_LOOK_SECONDS)
 
 
 def _free_port(screen: Screen) -> int:

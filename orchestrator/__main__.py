@@ -19,6 +19,7 @@ from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm
 from orchestrator.settings import Settings, SettingsError, read_settings
+from orchestrator.store import prepare
 
 log = logging.getLogger("orchestrator")
 
@@ -46,6 +47,7 @@ def serve(config: Path | None) -> int:
         for chatty in ("httpx2", "uvicorn", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
         with _home(settings.home), _listening(settings.socket_path) as listener:
+            prepare(settings.home / "orchestrator.db")  # here, where its errors can be said in a sentence
             app = create_app(settings, scheduler_of(settings))
             server = uvicorn.Server(
                 uvicorn.Config(

@@ -18,12 +18,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
+from orchestrator.catalogue import read_catalogue
 from orchestrator.deps import Orchestrator
 from orchestrator.errors import OrchestratorError
+from orchestrator.hub import open_hub
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
-from orchestrator.routes import health, recipes, services, vllm
+from orchestrator.routes import groups, health, models, recipes, services, vector_db, vllm
 from orchestrator.routes.shapes import Failure
 from orchestrator.schedulers import Scheduler
 from orchestrator.services import Services
@@ -86,10 +88,16 @@ def _route(app: FastAPI) -> None:
     """The orchestrator's spellings under /api are documented; the client's under /api/v1 are the same functions."""
     app.include_router(health.router)
     for prefix, documented in (("/api", True), ("/api/v1", False)):
+        # Before vllm: its /vllm/{service_id}/… would take their paths.
+        app.include_router(models.router, prefix=f"{prefix}/services", include_in_schema=documented)
+        app.include_router(models.router, prefix=prefix, include_in_schema=False)
         app.include_router(vllm.router, prefix=f"{prefix}/services", include_in_schema=documented)
         app.include_router(vllm.router, prefix=prefix, include_in_schema=False)
+        app.include_router(vector_db.router, prefix=f"{prefix}/services", include_in_schema=documented)
+        app.include_router(vector_db.router, prefix=prefix, include_in_schema=False)
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
 
 
@@ -103,6 +111,7 @@ async def opened(
         open_store(settings.home / "orchestrator.db") as store,
         httpx2.AsyncClient(limits=LIFTED, timeout=relayed, trust_env=False) as engines,
         httpx2.AsyncClient(limits=LIFTED, timeout=httpx2.Timeout(5), trust_env=False) as probes,
+        open_hub(settings, clock) as hub,
     ):
         work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
         replicas = Replicas()
@@ -126,6 +135,8 @@ async def opened(
                 services=work,
                 replicas=replicas,
                 watcher=watcher,
+                hub=hub,
+                catalogue=read_catalogue(),
                 engines=engines,
                 started_at=clock(),
             )

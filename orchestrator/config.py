@@ -17,14 +17,15 @@ from orchestrator.settings import Site
 # The variables of base.sh.j2 and those that bash itself keeps: an export of the same name would not reach the engine,
 # but change the script (NODE and PORT say where the service is).
 SCRIPT_NAMES = re.compile(
-    r"RUN|JOB|NODE|ENGINE|SIGNAL|LOCKS?|PORT|WISH|CODE|ALLOCATED|PLACES|CHOSEN|attempt|place|code"
+    r"RUN|JOB|NODE|PART|PUBLISHED|ENGINES|PORTS?|GPUS|STATES|STARTS|SIGNAL|LOCKS|CLAIMS|WISH|CODE|ALLOCATED|PLACES|CHOSEN"
+    r"|MOST_RESTARTS|FIRST|LAST|PER_REPLICA|AGAIN_AT|STARTED_AT|FAILURES|LEFT|i|comma|claim|pause|place|code"
     r"|_|IFS|PS4|ENV|BASH.*|SHELLOPTS|SHLVL|PWD|OLDPWD|CDPATH|UID|EUID|PPID|GROUPS|DIRSTACK|FUNCNAME|PIPESTATUS|LINENO"
     r"|SECONDS|S?RANDOM|EPOCH.*|HISTCMD|OPT(ARG|ERR|IND)|COMP_.*|GLOBIGNORE|EXECIGNORE|POSIXLY_CORRECT|TMOUT|REPLY"
 )
 # Names that would change what runs, not how: the loader's, the shell's, Python's and Slurm's own.
 _FORBIDDEN_NAMES = re.compile(
     rf"{SCRIPT_NAMES.pattern}|LD_.*|PATH|HOME|USER|SHELL|PROMPT_COMMAND|PYTHON.*|SLURM.*|SBATCH_.*|SRUN_.*|SLUICE.*"
-    r"|VLLM_API_KEY|APPTAINER.*|SINGULARITY.*|DOCKER_.*"
+    r"|VLLM_API_KEY|CUDA_VISIBLE_DEVICES|APPTAINER.*|SINGULARITY.*|DOCKER_.*"
 )
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+:-]{0,127}")
 _MEMORY = re.compile(r"(\d{1,9})\s*([KMGT]?)(?:i?B)?", re.IGNORECASE | re.ASCII)
@@ -56,6 +57,13 @@ class Plan(BaseModel):
     served_model_name: str | None = None
     health: str = "/health"
     models: str | None = None
+    gpus_per_replica: int | None = None  # None: a single service, not a replica group
+    replicas_per_node: int = 1
+    volume: str | None = None  # the name of the folder that outlives the job
+
+    @property
+    def total_replicas(self) -> int:
+        return self.replicas_per_node * self.resources.nodes
 
 
 def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
@@ -68,10 +76,13 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
     port = parameters.get(recipe.port_parameter or "") or recipe.ports[0]
     model = parameters.get(recipe.model_parameter or "")
     served = parameters.get(recipe.served_name_parameter or "") or model
+    volume = parameters.get(recipe.volume_parameter or "")
+    resources = _resources(recipe, config, site)
+    gpus_per_replica, replicas_per_node = _replicas(recipe, parameters, resources, int(str(port)))
     return Plan(
         recipe=recipe.full_name,
         engine=recipe.engine,
-        resources=_resources(recipe, config, site),
+        resources=resources,
         parameters=parameters,
         environment=recipe.environment | others,
         account=_account(config),
@@ -80,7 +91,30 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
         served_model_name=None if served is None else str(served),
         health=recipe.health,
         models=recipe.models,
+        gpus_per_replica=gpus_per_replica,
+        replicas_per_node=replicas_per_node,
+        volume=None if volume is None else str(volume),
     )
+
+
+def _replicas(
+    recipe: Recipe, parameters: Mapping[str, Value], resources: Resources, base_port: int
+) -> tuple[int | None, int]:
+    """GPUs of each replica and replicas of each node; (None, 1) for a recipe of single services."""
+    name = recipe.gpus_per_replica_parameter
+    if name is None:
+        return None, 1
+    each, gpus = int(str(parameters[name])), resources.gpu
+    if gpus == 0 or gpus % each:
+        fitting = ", ".join(str(n) for n in range(1, gpus + 1) if gpus % n == 0) or "none: ask for GPUs"
+        raise Invalid(
+            f"config.{name} is {each}, but {gpus} GPUs a node cannot be shared out to replicas of {each}; "
+            f"allowed for {gpus}: {fitting}"
+        )
+    last = base_port + gpus // each * resources.nodes - 1
+    if last > 65535:
+        raise Invalid(f"the ports {base_port} to {last} of the replicas go beyond 65535; choose a lower base_port")
+    return each, gpus // each
 
 
 def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -8,7 +8,10 @@ from typing import Annotated, cast
 import httpx2
 from fastapi import Depends, Header, Request
 
-from orchestrator.errors import Invalid
+from orchestrator.catalogue import Catalogue
+from orchestrator.errors import Invalid, NotFound
+from orchestrator.groups import views
+from orchestrator.hub import Hub
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replicas
@@ -28,12 +31,47 @@ class Orchestrator:
     services: Services
     replicas: Replicas
     watcher: Watcher
+    hub: Hub
+    catalogue: Catalogue
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     started_at: datetime
 
     def status(self, service: Service, job: Job) -> ServiceStatus:
         answers = self.replicas.answers(service.submission_id)
         return status_of(job, cancelled=service.cancelled_at is not None, answers=answers)
+
+    def status_of(self, wanted: "Wanted") -> ServiceStatus:
+        """The status of a service, or of one replica."""
+        service = wanted.service
+        answers = any(r.ready for r in self.replicas.of(service.submission_id) if wanted.port in (None, r.port))
+        return status_of(wanted.job, cancelled=service.cancelled_at is not None, answers=answers)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an id in a path means: a service, or one replica of a group (`port`)."""
+
+    service: Service
+    job: Job
+    port: int | None = None
+
+    @property
+    def id(self) -> str:
+        """As users know it: the scheduler's id of the job, before there is one ours; `<id>:<port>` for a replica."""
+        identity = self.service.id or self.service.submission_id
+        return identity if self.port is None else f"{identity}:{self.port}"
+
+
+async def find(app: Orchestrator, service_id: str) -> Wanted:
+    """The service of an id: `12`, `sg-12` for a group, `12:8002` for a replica. Raises NotFound."""
+    identity, colon, port = service_id.removeprefix("sg-").partition(":")
+    service, job = await app.store.find(identity)
+    if not colon:
+        return Wanted(service, job)
+    ports = {str(view.port): view.port for view in views(service, job, app.replicas.of(service.submission_id))}
+    if port not in ports:
+        raise NotFound(f"Service {identity} has no replica {service_id[:100]!r}. Its ports are {', '.join(ports)}.")
+    return Wanted(service, job, ports[port])
 
 
 def _orchestrator(request: Request) -> Orchestrator:

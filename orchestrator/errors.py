@@ -9,6 +9,7 @@
       SchedulerError             502  the scheduler refused or broke, in its own words
         SchedulerUnknown         502  the scheduler did not answer: nothing may be concluded from this
       EngineError                502  the engine of a service refused or broke
+        ReplicaFailed            502  the fault is that replica's, not the request's: another one may be asked
       SettingsError              500  (in settings) a setting or a recipe of this orchestrator is wrong
 
 Each class is one HTTP status. Modules raise them, foreign errors are translated where they enter (`raise … from exc`),
@@ -78,3 +79,7 @@ class EngineError(OrchestratorError):
         super().__init__(message)
         if upstream_status is not None and 400 <= upstream_status < 500:
             self.status = upstream_status
+
+
+class ReplicaFailed(EngineError):
+    """A replica refused the connection, broke off, hung or answered 5xx before the first byte of an answer."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx2
 
-from orchestrator.errors import EngineError
+from orchestrator.errors import EngineError, ReplicaFailed
 from orchestrator.replicas import Replica
 
 CHAT = "/v1/chat/completions"
@@ -54,10 +54,10 @@ async def _post(client: httpx2.AsyncClient, replica: Replica, path: str, body: d
     try:
         return await client.post(f"{replica.url}{path}", json=body, headers=replica.headers)
     except httpx2.ConnectError as exc:
-        replica.ready, replica.problem = False, "the engine refused the connection"
-        raise EngineError(f"replica {replica.id} refused the connection; it is asked again when it answers") from exc
+        replica.down("the engine refused the connection")
+        raise ReplicaFailed(f"replica {replica.id} refused the connection") from exc
     except httpx2.HTTPError as exc:
-        raise EngineError(f"replica {replica.id} broke off: {type(exc).__name__} {exc}") from exc
+        raise ReplicaFailed(f"replica {replica.id} broke off: {type(exc).__name__} {exc}") from exc
 
 
 def lacks_chat_template(text: str) -> bool:
@@ -67,8 +67,7 @@ def lacks_chat_template(text: str) -> bool:
 def answer_of(replica: Replica, response: httpx2.Response, endpoint: str) -> Answer:
     """The answer in an engine's response. Raises EngineError for a refusal and for what is not an answer."""
     if response.status_code != 200:
-        words = engine_words(response)
-        raise EngineError(f"replica {replica.id}: {words}", upstream_status=response.status_code)
+        raise refusal(replica, response)
     try:
         content = response.json()
         choice = content["choices"][0]
@@ -76,6 +75,14 @@ def answer_of(replica: Replica, response: httpx2.Response, endpoint: str) -> Ans
     except (ValueError, KeyError, IndexError, TypeError) as exc:
         raise EngineError(f"replica {replica.id} answered with something that is no completion") from exc
     return Answer(text=text or "", endpoint_used=endpoint, usage=content.get("usage"))
+
+
+def refusal(replica: Replica, response: httpx2.Response) -> EngineError:
+    """The error for an engine's refusal: a 4xx is the request's fault, anything else the replica's."""
+    words = f"replica {replica.id}: {engine_words(response)}"
+    if 400 <= response.status_code < 500:
+        return EngineError(words, upstream_status=response.status_code)
+    return ReplicaFailed(words)
 
 
 def engine_words(response: httpx2.Response) -> str:

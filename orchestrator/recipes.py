@@ -72,14 +72,18 @@ class Recipe(BaseModel):
     description: str
     engine: str  # looked up in [site.engines.<engine>]
     command: list[str]  # the words that start the engine where the site names none; `{python}` is the interpreter
+    container_command: list[str] = []  # the same in the recipe's image, where that differs
     image: str | None = None  # where the site's runtime is a container and the site names no image
     ports: list[int] = Field(min_length=1)
     port_parameter: str | None = None  # the parameter that overrides ports[0]
     model_parameter: str | None = None  # the parameter that holds the model
     served_name_parameter: str | None = None  # the parameter that renames it for clients
+    gpus_per_replica_parameter: str | None = None  # its presence makes the service a replica group
+    volume_parameter: str | None = None  # the parameter that names a folder which outlives the job
     health: str = "/health"  # answers 200 when the engine serves
     models: str | None = None  # an OpenAI list of the models served
     environment: dict[str, str] = {}
+    exports: list[str] = []  # what the block `setup` exports, so that a container is given it too
     resources: Resources = Resources()
     max_nodes: int = 1
     parameters: dict[str, Parameter] = {}
@@ -91,10 +95,16 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
-        for role in (self.port_parameter, self.model_parameter, self.served_name_parameter):
+        for role in (
+            self.port_parameter,
+            self.model_parameter,
+            self.served_name_parameter,
+            self.gpus_per_replica_parameter,
+            self.volume_parameter,
+        ):
             if role is not None and role not in self.parameters:
                 raise ValueError(f"{role!r} is not among the parameters ({', '.join(self.parameters)})")
-        for name in (*self.environment, *self.parameters):
+        for name in (*self.environment, *self.exports, *self.parameters):
             if not ENVIRONMENT_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a name for an environment variable")
         return self

@@ -1,20 +1,31 @@
 """The engines that run now: which of them answer, whose turn it is, what is in flight. In memory; no database."""
 
+import asyncio
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import httpx2
 
 from orchestrator.errors import NotReady
 
+# A replica that answers with errors although its health check passes is left alone for a while.
+MOST_FAILURES = 3  # in a row
+REST = timedelta(seconds=15)
+# Health checks of a replica that has answered: so many time-outs in a row mean that it hangs.
+MOST_SILENT_PROBES = 2
+
 
 @dataclass
 class Replica:
-    """One engine of a service. `url` is its base; `problem` says why it does not answer, "" when it does."""
+    """One engine of a service. `url` is its base; `problem` says why it does not answer, "" when it does.
+
+    `state` is its supervisor's word (up, down, failed); `ready` is ours: its health check passes. `lost` is set when a
+    replica that was ready is no longer, so that whoever waits for its answer can turn to another.
+    """
 
     submission_id: str
     job_id: str
@@ -25,16 +36,27 @@ class Replica:
     key: str
     health: str
     models_path: str | None
+    restarts: int = 0
+    starts: int = 1
+    state: str = "up"
     ready: bool = False
     problem: str = "the engine has just been started"
     models: tuple[str, ...] = ()
     in_flight: int = 0
     last_used: datetime | None = None
-    restarts: int = 0
+    failures: int = 0  # errors in a row
+    resting_until: datetime | None = None
+    silent_probes: int = 0
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def id(self) -> str:
         return f"{self.job_id}:{self.port}"
+
+    @property
+    def incarnation(self) -> tuple[str, str, int, int]:
+        """What tells one process from its successor at the same place."""
+        return self.id, self.node, self.restarts, self.starts
 
     @property
     def url(self) -> str:
@@ -44,6 +66,24 @@ class Replica:
     @property
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
+
+    def up(self) -> None:
+        if not self.ready:
+            self.ready, self.problem, self.lost = True, "", asyncio.Event()
+        self.silent_probes = 0
+
+    def down(self, problem: str) -> None:
+        self.ready, self.problem = False, problem
+        self.lost.set()
+
+    def succeeded(self) -> None:
+        self.failures, self.resting_until = 0, None
+
+    def failed(self, now: datetime) -> None:
+        """It answered with an error of its own. Several in a row, and it rests."""
+        self.failures += 1
+        if self.failures >= MOST_FAILURES:
+            self.resting_until = now + REST
 
     @contextmanager
     def lease(self, now: datetime) -> Iterator["Replica"]:
@@ -74,22 +114,43 @@ class Replicas:
 
     def update(self, submission_id: str, found: Sequence[Replica]) -> None:
         """These are the replicas of a service now. Those that stay the same keep what is known of them."""
-        known = {(r.id, r.node, r.restarts): r for r in self._all.get(submission_id, ())}
-        self._all[submission_id] = [known.get((r.id, r.node, r.restarts), r) for r in found]
+        known = {r.incarnation: r for r in self._all.get(submission_id, ())}
+        now = []
+        for new in found:
+            replica = known.pop(new.incarnation, new)
+            if new.state != "up":
+                replica.state = new.state
+                replica.down("given up after several restarts" if new.state == "failed" else "it is started again")
+            now.append(replica)
+        for gone in known.values():
+            gone.down("it is gone")
+        self._all[submission_id] = now
 
     def drop(self, submission_id: str) -> None:
-        self._all.pop(submission_id, None)
+        for replica in self._all.pop(submission_id, ()):
+            replica.down("its job is gone")
         self._turns.pop(submission_id, None)
 
-    def pick(self, submission_id: str) -> Replica:
-        """The next replica that answers, in turn. Raises NotReady saying what the others lack."""
-        group = self._all.get(submission_id, [])
-        ready = [replica for replica in group if replica.ready]
-        if not ready:
-            problems = "; ".join(f"{r.id}: {r.problem}" for r in group) or "its engine has not started yet"
-            raise NotReady(f"no replica answers yet ({problems})")
+    def pick(
+        self, submission_id: str, now: datetime, *, port: int | None = None, without: Collection[str] = ()
+    ) -> Replica:
+        """The next replica that answers, in turn; with `port` only that one; none whose id is in `without`.
+
+        One that rests after errors is taken only when all do. Raises NotReady saying what the others lack.
+        """
+        ready = self.ready(submission_id, port=port, without=without)
+        rested = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready
         turn = self._turns.setdefault(submission_id, itertools.count())
-        return ready[next(turn) % len(ready)]
+        return rested[next(turn) % len(rested)]
+
+    def ready(self, submission_id: str, *, port: int | None = None, without: Collection[str] = ()) -> list[Replica]:
+        """The replicas that answer, at least one. Raises NotReady saying what the others lack."""
+        group = [r for r in self._all.get(submission_id, []) if port in (None, r.port)]
+        ready = [r for r in group if r.ready and r.id not in without]
+        if not ready:
+            problems = "; ".join(f"{r.id}: {r.problem or 'it failed just now'}" for r in group)
+            raise NotReady(f"no replica answers ({problems or 'its engine has not started yet'})")
+        return ready
 
 
 async def probe(client: httpx2.AsyncClient, replica: Replica) -> None:
@@ -97,20 +158,22 @@ async def probe(client: httpx2.AsyncClient, replica: Replica) -> None:
     try:
         health = await client.get(f"{replica.url}{replica.health}", headers=replica.headers)
         if health.status_code != 200:
-            replica.ready, replica.problem = False, f"the engine is loading ({replica.health}: {health.status_code})"
-            return
+            return replica.down(f"the engine is loading ({replica.health}: {health.status_code})")
         if replica.models_path is not None and not replica.models:
             answer = await client.get(f"{replica.url}{replica.models_path}", headers=replica.headers)
             replica.models = model_ids(answer.json()) if answer.status_code == 200 else ()
             if not replica.models:
-                replica.ready, replica.problem = False, f"{replica.models_path} answers {answer.status_code}"
-                return
+                return replica.down(f"{replica.models_path} answers {answer.status_code}")
     except httpx2.ConnectError:
-        replica.ready, replica.problem = False, "the engine does not listen yet"
+        replica.down("the engine does not listen yet")
+    except httpx2.TimeoutException:
+        replica.silent_probes += 1
+        if not replica.ready or replica.silent_probes >= MOST_SILENT_PROBES:
+            replica.down(f"the engine does not answer {replica.health}")
     except (httpx2.HTTPError, ValueError) as exc:
-        replica.ready, replica.problem = False, f"{type(exc).__name__} while asking {replica.health}"
+        replica.down(f"{type(exc).__name__} while asking {replica.health}")
     else:
-        replica.ready, replica.problem = True, ""
+        replica.up()
 
 
 def model_ids(content: Any) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ HOME/runs/<submission id>/      0700
   secrets.env                   0600, KEY=VALUE lines that the script sources
   stdout.log  stderr.log        the job's output
   endpoints.json                written by the script: on which node and ports its engines listen
+  endpoints.N.json              the same of node N where the job has several
   exit.json                     written by the script's EXIT trap: how it ended
   claim/                        made by the first job that runs the script
 """
@@ -12,7 +13,7 @@ HOME/runs/<submission id>/      0700
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,17 +25,23 @@ _MAX_JSON = 256 * 1024
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where one engine of a job listens. `gpus` is its CUDA_VISIBLE_DEVICES, "" for none."""
+    """Where one engine of a job listens.
+
+    `replica` is its number in the service, `gpus` its CUDA_VISIBLE_DEVICES ("" for none), `starts` how often it was
+    started. `state` is the script's word: up, down (started again in a moment), failed (given up).
+    """
 
     node: str
     port: int
     replica: int = 0
     gpus: str = ""
+    starts: int = 1
+    state: str = "up"
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The content of endpoints.json. `job_id` tells whose it is, `restarts` from which start of a requeued job."""
+    """The content of endpoints.json, of all nodes. `restarts`: from which start of a requeued job it is."""
 
     job_id: str
     restarts: int
@@ -88,7 +95,9 @@ class RunFolder:
         return {name: value for name, _, value in pairs}
 
     def read_endpoints(self) -> Endpoints | None:
-        return parse_endpoints(_read_json(self.path / "endpoints.json"))
+        """The endpoints of all nodes, in the order of the replicas."""
+        parts = [parse_endpoints(_read_json(path)) for path in sorted(self.path.glob("endpoints*.json"))]
+        return together([part for part in parts if part is not None])
 
     def read_exit(self) -> Exit | None:
         return parse_exit(_read_json(self.path / "exit.json"))
@@ -104,12 +113,24 @@ def parse_endpoints(content: Any) -> Endpoints | None:
                 port=_between(1, int(e["port"]), 65535),
                 replica=int(e["replica"]),
                 gpus=str(e.get("gpus", "")),
+                starts=int(e.get("starts", 1)),
+                state=str(e.get("state", "up")),
             )
             for e in content["endpoints"]
         )
         return Endpoints(job_id=str(content["job_id"]), restarts=int(content.get("restarts", 0)), all=found)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
+
+
+def together(parts: Sequence[Endpoints]) -> Endpoints | None:
+    """The parts that the nodes of a job have written, as one. A part of an earlier start is left out."""
+    if not parts:
+        return None
+    newest = max(parts, key=lambda part: part.restarts)
+    current = [part for part in parts if (part.job_id, part.restarts) == (newest.job_id, newest.restarts)]
+    found = sorted((e for part in current for e in part.all), key=lambda e: e.replica)
+    return Endpoints(job_id=newest.job_id, restarts=newest.restarts, all=tuple(found))
 
 
 def parse_exit(content: Any) -> Exit | None:

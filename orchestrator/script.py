@@ -19,6 +19,7 @@ from orchestrator.errors import Invalid
 from orchestrator.recipes import ENVIRONMENT_NAME, Recipe, builtin_recipes
 from orchestrator.runs import RunFolder
 from orchestrator.settings import Engine, Runtime, SettingsError, Site
+from orchestrator.volumes import volume_path
 
 
 class Bash(str):
@@ -38,6 +39,11 @@ class Target:
     python: str
     cache_dir: Path
 
+    def volume(self, plan: Plan) -> Path | None:
+        """The plan's volume. It lies beside the run folders."""
+        home = self.folder.path.parent.parent
+        return None if plan.volume is None else volume_path(home, plan.engine, plan.volume)
+
 
 def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
     """The script of one job. Raises Invalid when a value cannot stand in it, SettingsError for a broken template."""
@@ -50,9 +56,15 @@ def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
         "recipe": plan.recipe,
         "engine": plan.engine,
         "run_dir": str(target.folder.path),
+        "volume": target.volume(plan),
         "bind_host": target.bind_host,
         "port": plan.port,
-        "gpus": plan.resources.gpu,
+        "gpus": plan.gpus_per_replica or plan.resources.gpu,
+        "gpus_per_replica": plan.gpus_per_replica,
+        "replicas_per_node": plan.replicas_per_node,
+        "total_replicas": plan.total_replicas,
+        "nodes": plan.resources.nodes,
+        "cpus": plan.resources.cpu,
         "p": plan.parameters,
         "served_model_name": plan.served_model_name,
         "environment": environment,
@@ -60,7 +72,7 @@ def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
         "module_init": site.module_init,
         "modules": [*site.modules, *engine.modules],
         "command": _command(recipe, engine, runtime, target),
-        "launcher": launcher(recipe, plan, site, target, [*environment, "VLLM_API_KEY", "HF_TOKEN"]),
+        "launcher": launcher(recipe, plan, site, target, [*environment, "VLLM_API_KEY", "HF_TOKEN", *recipe.exports]),
         "remove_container": [runtime, "rm", "--force", target.job_name] if runtime in ("docker", "podman") else [],
     }
     try:
@@ -120,7 +132,8 @@ def _command(recipe: Recipe, engine: Engine, runtime: Runtime, target: Target) -
     if engine.command:
         return engine.command
     known = {"{python}": target.python if runtime == "none" else "python3"}
-    words = [known.get(word, word) for word in recipe.command]
+    own = recipe.command if runtime == "none" else recipe.container_command or recipe.command
+    words = [known.get(word, word) for word in own]
     return [word.replace("{recipe_dir}", str(recipe.folder)) for word in words]
 
 
@@ -206,7 +219,8 @@ def launcher(recipe: Recipe, plan: Plan, site: Site, target: Target, exported: l
 
 
 def _docker(runtime: str, plan: Plan, binds: list[str], target: Target, exported: list[str]) -> list[str]:
-    words: list[str] = [runtime, "run", "--rm", "--init", "--network=host", "--ipc=host", f"--name={target.job_name}"]
+    words: list[str] = [runtime, "run", "--rm", "--init", "--network=host", "--ipc=host"]
+    words.append(Bash(f'--name={shlex.quote(target.job_name)}-"$1"'))  # $1 is the replica
     # Without root podman maps ids: only so does the user of the container own the user's files.
     words.append(Bash('--user="$(id -u):$(id -g)"') if runtime == "docker" else "--userns=keep-id")
     # The image knows neither this user nor a home of theirs, and engines cache below HOME under the name of USER.
@@ -225,6 +239,8 @@ def _docker(runtime: str, plan: Plan, binds: list[str], target: Target, exported
 
 def _binds(plan: Plan, site: Site, target: Target) -> list[str]:
     folders = [str(target.folder.path), str(target.cache_dir), *site.bind]
+    if volume := target.volume(plan):
+        folders.append(str(volume))
     if plan.model and plan.model.startswith("/"):
         if ":" in plan.model or "," in plan.model:
             raise Invalid(f"the model {plan.model!r} cannot be shown to a container: its path holds a : or a comma")

@@ -1,5 +1,6 @@
 """Start and stop: the only two ways in which a service changes by command."""
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from orchestrator.schedulers import JobSpec, Scheduler
 from orchestrator.script import Target, render
 from orchestrator.settings import Settings, SettingsError
 from orchestrator.store import Store
+from orchestrator.volumes import make_volume, volume_path
 
 
 @dataclass
@@ -28,6 +30,7 @@ class Services:
     store: Store
     clock: Callable[[], datetime]
     submitting: set[str] = field(default_factory=set)
+    _adding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(
         self, recipe_name: str, config: Mapping[str, Any], *, actor: str, idempotency_key: str | None = None
@@ -43,12 +46,29 @@ class Services:
         folder = self.folder(job.submission_id)
         self.submitting.add(job.submission_id)
         try:
-            folder.write(script, keys)
-            await self.store.add(service, job, actor=actor)
+            async with self._adding:  # so that of two services that want one volume the second sees the first
+                await self._take_volume(plan_of(service))
+                folder.write(script, keys)
+                await self.store.add(service, job, actor=actor)
             await self.submit(job, actor=actor)
         finally:
             self.submitting.discard(job.submission_id)
         return await self.store.find(service.submission_id)
+
+    async def _take_volume(self, plan: Plan) -> None:
+        """Make the folder of the plan's volume. Raises Conflict while a service that has not ended uses it."""
+        if plan.volume is None:
+            return
+        for service, _ in await self.store.open_jobs():
+            used = plan_of(service)
+            if (used.engine, used.volume) == (plan.engine, plan.volume):
+                ends = "is being cancelled" if service.cancelled_at else "has not ended"
+                raise Conflict(
+                    f"the volume {plan.volume!r} of {plan.engine} is used by service "
+                    f"{service.id or service.submission_id}, which {ends}; cancel it, or choose another volume",
+                    retry_after=10 if service.cancelled_at else None,
+                )
+        make_volume(volume_path(self.settings.home, plan.engine, plan.volume))
 
     def _again(self, service: Service, job: Job, recipe_name: str, config: Mapping[str, Any]) -> tuple[Service, Job]:
         """The answer to a request that was sent before: the same service, never a second job."""

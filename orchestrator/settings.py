@@ -4,6 +4,7 @@ The only module of the package that looks at the environment.
 """
 
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -120,6 +121,17 @@ class Settings(BaseSettings):
     def python(self) -> str:
         return self.site.python or sys.executable
 
+    @property
+    def hub_endpoint(self) -> str:
+        """The Hugging Face Hub, or the mirror that HF_ENDPOINT names in our environment or in that of the jobs."""
+        named = os.environ.get("HF_ENDPOINT") or self.site.environment.get("HF_ENDPOINT")
+        return (named or "https://huggingface.co").rstrip("/")
+
+    @property
+    def hub_offline(self) -> bool:
+        """True when our environment forbids asking the hub. That of the jobs says nothing about the login node."""
+        return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")  # as huggingface_hub reads it
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -154,6 +166,17 @@ def read_toml(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         raise SettingsError(f"cannot read the settings file {path}: {exc}") from exc
+
+
+def read_token(path: Path) -> str:
+    """The Hugging Face token in a file. Raises SettingsError, which never repeats what stands there."""
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SettingsError(f"cannot read the token file {path} of [site] token_file: {exc}") from exc
+    if not re.fullmatch(r"[!-~]+", token):
+        raise SettingsError(f"the file {path} of [site] token_file does not hold one token on one line")
+    return token
 
 
 def explain(error: ValidationError, prefix: str, path: Path | None) -> str:

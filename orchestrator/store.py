@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import event, func
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlmodel import col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.models import Event, Job, JobState, Service
+from orchestrator.settings import SettingsError
 
 # The newest migration in orchestrator/migrations/versions.
 HEAD = "0001"
@@ -70,7 +71,7 @@ class Store:
                 job.state, job.reason, job.seen_at = JobState.PENDING, "", at
             if service.id is None:
                 service.id = job_id
-                service.name = f"{service.recipe_name}-{job_id}"
+                service.name = f"{service.recipe_name}-{'group' if service.plan.get('gpus_per_replica') else job_id}"
             session.add(_event(at, actor, "job.accepted", service, {"job_id": job_id}))
             await session.commit()
             return service
@@ -166,12 +167,20 @@ def _event(at: datetime, actor: str, kind: str, service: Service, detail: dict[s
     return Event(at=at, actor=actor, kind=kind, subject=service.submission_id, detail=detail)
 
 
+def prepare(path: Path) -> None:
+    """Make the database, or bring it to this release's form. Raises SettingsError when it cannot be used."""
+    try:
+        _make_private(path)
+        if _version(path) != HEAD:
+            _migrate(path)
+    except (OSError, sqlite3.Error, SQLAlchemyError) as exc:
+        raise SettingsError(f"cannot use the database {path}: {exc}; see ORCHESTRATOR_HOME") from exc
+
+
 @asynccontextmanager
 async def open_store(path: Path) -> AsyncIterator[Store]:
     """The database at `path`, made or migrated first, readable by its owner only."""
-    _make_private(path)
-    if _version(path) != HEAD:
-        _migrate(path)
+    prepare(path)
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _prepare_connection)
     try:
@@ -209,8 +218,15 @@ def _migrate(path: Path) -> None:
     # Imported here: needed once in the life of a release, and it costs 100 ms and 5 MB.
     from alembic import command
     from alembic.config import Config
+    from alembic.util import CommandError
 
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["url"] = f"sqlite:///{path}"
-    command.upgrade(config, HEAD)
+    try:
+        command.upgrade(config, HEAD)
+    except CommandError as exc:
+        raise SettingsError(
+            f"the database {path} is not of this release ({exc}): was it written by a newer one? "
+            "Install that one again, or set ORCHESTRATOR_HOME to another folder"
+        ) from exc

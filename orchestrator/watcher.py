@@ -159,6 +159,8 @@ class Watcher:
                 health=plan.health,
                 models_path=plan.models,
                 restarts=found.restarts,
+                starts=e.starts,
+                state=e.state,
             )
             for e in found.all
             if belongs(e, job.nodes)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.system
+
 MARK = "SLUICE_TEST_DEMO"  # in the environment of everything that a demo starts
 
 
@@ -39,7 +41,7 @@ def survivors() -> Iterator[str]:
     """The command lines of processes with our mark (the halves), or at work in a demo's folder (its jobs)."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            environment, folder = (process / "environ").read_bytes(), os.readlink(process / "cwd")
+            environment, folder = (process / "environ").read_bytes(), str((process / "cwd").readlink())
             words = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue

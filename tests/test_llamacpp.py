@@ -21,6 +21,8 @@ import pytest
 from orchestrator import weights
 from orchestrator.errors import EngineError
 
+pytestmark = pytest.mark.system
+
 SERVE = Path(__file__).parents[1] / "recipes/inference/llamacpp-cpu/serve.py"
 NAME = "org/smol model"
 

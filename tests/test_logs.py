@@ -128,6 +128,14 @@ def test_following_begins_before_the_file_does_and_ends_after_its_last_byte(log:
     assert collected(log, over) == b"3,4,5,6,"
 
 
+def test_what_is_written_with_the_end_is_still_read(log: Path) -> None:
+    def over() -> bool:
+        log.write_bytes(b"last words")
+        return True
+
+    assert collected(log, over) == b"last words"
+
+
 def test_following_a_huge_file_takes_little_memory(log: Path) -> None:
     size = 64 * 1024**2
     with log.open("wb") as file:

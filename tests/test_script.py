@@ -5,6 +5,7 @@ After a change that was meant: `SLUICE_ACCEPT=1 pytest tests/test_script.py`, th
 
 import difflib
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ CASES = {
     "vllm-docker-quoting": Case(site=Site(runtime="docker"), config=QUOTING),
     "vllm-podman": Case(site=Site(runtime="podman", cache_dir="/scratch/cache")),
     "vllm-podman-chosen-gpus": Case(site=Site(runtime="podman"), config=QUOTING),
+    "qdrant-meluxina": Case("qdrant", {"volume": "papers"}, site=MELUXINA),
+    "qdrant-docker": Case("qdrant", site=Site(runtime="docker")),
     "llamacpp-weights": Case("llamacpp-cpu", {"weights": "/data/it's a model.gguf", "threads": 4}),
     "llamacpp-meluxina": Case("llamacpp-cpu", site=MELUXINA.model_copy(update={"runtime": "none"})),
 }
@@ -105,7 +108,8 @@ def rendered(case: Case) -> str:
     """The script, with the recipe's folder of this machine replaced by a fixed one."""
     recipe = BOOK.find(case.recipe)
     text = render(recipe, resolve(recipe, case.config, case.site), case.site, target(case.site, case.bind_host))
-    return text.replace(f"{builtin_recipes()}/", "/opt/sluicegate/recipes/")
+    here = re.escape(str(builtin_recipes()))
+    return re.sub(rf"'?{here}/([^' \n]*)'?", r"/opt/sluicegate/recipes/\1", text)  # quoted where it holds a blank
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -80,7 +80,7 @@ def test_what_is_wrong_is_said_before_anything_is_recorded(slurm: FakeSlurm) -> 
     async def work(parts: Parts) -> None:
         with pytest.raises(NotFound, match=RECIPE):
             await parts.services.start("inference/nope", {}, actor="test")
-        with pytest.raises(Invalid, match="resources.cpu is 0"):
+        with pytest.raises(Invalid, match=r"resources\.cpu is 0"):
             await parts.start({"resources": {"cpu": 0}})
         assert await parts.store.count() == 0
         assert not (parts.settings.home / "runs").exists()

@@ -331,6 +331,7 @@ def test_an_answer_older_than_the_submission_concludes_nothing(slurm: FakeSlurm)
             parts.clock.advance(1)
             turn = asyncio.create_task(parts.watcher.look())
             service, _ = await request
+            parts.clock.advance(1)
             (slurm.state / "served").touch()
             await turn
             assert list(slurm.jobs()) == ["100"]

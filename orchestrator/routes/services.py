@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator
-from orchestrator.errors import BadRequest, Invalid
+from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, find
+from orchestrator.errors import BadRequest, Conflict, Invalid
 from orchestrator.logs import follow, tail
 from orchestrator.models import Job, Service, ServiceStatus
 from orchestrator.routes.shapes import (
@@ -23,7 +23,6 @@ from orchestrator.routes.shapes import (
     service_detail,
     service_shape,
 )
-from orchestrator.schedulers.slurm import hostnames
 
 router = APIRouter(tags=["services"])
 # The spellings of the orchestrator's own API, beside the client's.
@@ -75,31 +74,37 @@ async def list_services(
 @router.get("/services/{service_id}", summary="Show a service")
 async def show_service(app: App, service_id: ServiceId) -> ServiceDetail:
     """With its endpoint, its job, what it waits for and when it will end."""
-    service, job = await app.store.find(service_id)
-    return service_detail(app, service, job, list(hostnames(job.nodes)))
+    return service_detail(app, await find(app, service_id))
 
 
 @router.get("/services/{service_id}/status", summary="Show a service's status")
 async def show_status(app: App, service_id: ServiceId) -> StatusShape:
-    service, job = await app.store.find(service_id)
-    return StatusShape(status=app.status(service, job))
+    return StatusShape(status=app.status_of(await find(app, service_id)))
 
 
 @router.post("/services/{service_id}/status", summary="Cancel a service, keeping its record")
 async def change_status(
-    app: App, actor: Actor, service_id: ServiceId, wanted: dict[str, Any] | None = None
+    app: App,
+    actor: Actor,
+    service_id: ServiceId,
+    wanted_status: Annotated[dict[str, Any] | None, Body(examples=[{"status": "cancelled"}])] = None,
 ) -> StatusChanged:
     """The body is `{"status": "cancelled"}`. Cancelling what has ended already changes nothing."""
-    asked = (wanted or {}).get("status")
-    if asked is None:
+    cancelled_only(wanted_status or {})
+    wanted, status = await _cancel(app, actor, service_id)
+    if status is not ServiceStatus.CANCELLED:
+        return StatusChanged(message=f"Service {wanted.id} had already ended", service_id=wanted.id, status=status)
+    message = f"Service {wanted.id} status updated to cancelled"
+    return StatusChanged(message=message, service_id=wanted.id, status=status)
+
+
+def cancelled_only(wanted_status: dict[str, Any]) -> None:
+    """The only status that a user can set. Raises BadRequest for any other body."""
+    asked = wanted_status.get("status")
+    if "status" not in wanted_status:
         raise BadRequest('Missing \'status\' field in request body; send {"status": "cancelled"}')
     if asked != "cancelled":
         raise BadRequest(f"Unsupported status value: {str(asked)[:100]!r}. Currently only 'cancelled' is supported.")
-    service, status = await _cancel(app, actor, service_id)
-    identity = public_id(service)
-    if status is not ServiceStatus.CANCELLED:
-        return StatusChanged(message=f"Service {identity} had already ended", service_id=identity, status=status)
-    return StatusChanged(message=f"Service {identity} status updated to cancelled", service_id=identity, status=status)
 
 
 @router.delete("/services/{service_id}", summary="Stop a service", deprecated=True)
@@ -115,17 +120,19 @@ async def stop_service(app: App, actor: Actor, service_id: ServiceId, response: 
 
 
 async def _stop(app: Orchestrator, actor: str, service_id: str, response: Response) -> Message:
-    service, _ = await _cancel(app, actor, service_id)
+    wanted, _ = await _cancel(app, actor, service_id)
     response.headers["Deprecation"] = "true"
-    return Message(message=f"Service {public_id(service)} stopped successfully")
+    return Message(message=f"Service {wanted.id} stopped successfully")
 
 
-async def _cancel(app: Orchestrator, actor: str, service_id: str) -> tuple[Service, ServiceStatus]:
-    service, job = await app.store.find(service_id)
-    await app.services.cancel(service, job, actor=actor)
+async def _cancel(app: Orchestrator, actor: str, service_id: str) -> tuple[Wanted, ServiceStatus]:
+    wanted = await find(app, service_id)
+    if wanted.port is not None:
+        raise Conflict(f"{wanted.id} is a replica; only its group can be stopped: {public_id(wanted.service)}")
+    await app.services.cancel(wanted.service, wanted.job, actor=actor)
     app.watcher.wake()
-    service, job = await app.store.find(service.submission_id)
-    return service, app.status(service, job)
+    wanted = await find(app, service_id)
+    return wanted, app.status_of(wanted)
 
 
 @router.get("/services/{service_id}/logs", summary="Show or follow a service's output", response_model=Logs)
@@ -137,7 +144,8 @@ async def show_logs(
     follow: Annotated[bool, Query(description="Stream the output as text until the service ends.")] = False,
 ) -> Logs | StreamingResponse:
     """What the job has written so far. At most 4 MiB of each output are returned; `follow=1` streams all of it."""
-    service, job = await app.store.find(service_id)
+    wanted = await find(app, service_id)
+    service, job = wanted.service, wanted.job
     if tail is not None and tail > 10_000_000:
         raise Invalid(f"tail is {tail}; allowed: 0 to 10000000")
     if follow:

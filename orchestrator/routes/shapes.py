@@ -1,13 +1,17 @@
 """The shapes of the answers, as the HTTP contract spells them."""
 
+import itertools
 import json
+from collections.abc import Iterator
 from datetime import datetime
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from orchestrator.deps import Orchestrator
+from orchestrator.deps import Orchestrator, Wanted
+from orchestrator.groups import GroupStatus, ReplicaStatus, ReplicaView, is_group, views
 from orchestrator.models import Job, Service, ServiceStatus
+from orchestrator.schedulers.slurm import hostnames
 from orchestrator.services import plan_of
 
 
@@ -43,7 +47,7 @@ class StartRequest(BaseModel):
 
 
 class ServiceShape(BaseModel):
-    """A service. The fields of replica groups are null for a single service."""
+    """A service. The fields of replica groups are null for a single service, and for one replica all but `group_id`."""
 
     id: str
     name: str
@@ -132,6 +136,69 @@ class Models(BaseModel):
     endpoint: str
 
 
+class VectorDbService(BaseModel):
+    id: str
+    name: str
+    recipe_name: str
+    endpoint: str | None
+    status: ServiceStatus
+
+
+class VectorDbServices(BaseModel):
+    vector_db_services: list[VectorDbService]
+
+
+class Collections(BaseModel):
+    success: bool
+    collections: list[str]
+    service_id: str
+    endpoint: str
+
+
+class AboutCollection(BaseModel):
+    """The fields of every answer about one collection."""
+
+    success: bool
+    service_id: str
+    endpoint: str
+    collection_name: str
+
+
+class Collection(AboutCollection):
+    collection_info: dict[str, Any]
+
+
+class CollectionCreated(AboutCollection):
+    message: str
+    vector_size: int
+    distance: str
+
+
+class CollectionDeleted(AboutCollection):
+    message: str
+
+
+class PointsUpserted(AboutCollection):
+    message: str
+    num_points: int
+
+
+class PointFound(BaseModel):
+    """`score`: by the collection's distance. For Euclid and Manhattan the lowest is the nearest."""
+
+    id: int | str
+    score: float
+    payload: dict[str, Any] | None
+
+
+class SearchResults(AboutCollection):
+    """The nearest point first. `result` is `results` again."""
+
+    results: list[PointFound]
+    result: list[PointFound]
+    num_results: int
+
+
 class PromptRequest(BaseModel):
     """A question. Any further field (top_p, stop, seed, …) goes to the engine as it is."""
 
@@ -143,7 +210,7 @@ class PromptRequest(BaseModel):
     prompt: Annotated[str, StringConstraints(min_length=1)]
     model: str | None = None
     max_tokens: int = Field(default=150, ge=1)
-    temperature: float = Field(default=0.7, ge=0)
+    temperature: float = Field(default=0.7, ge=0, allow_inf_nan=False)
     stream: bool = False
 
     @model_validator(mode="after")
@@ -170,13 +237,82 @@ class PromptAnswer(BaseModel):
     total_replicas: int | None = None
 
 
+class ReplicaShape(BaseModel):
+    """One replica. `port` and `node` are those expected until it runs; `problem` says why it does not answer."""
+
+    id: str
+    job_id: str | None
+    node_index: int
+    replica_index: int
+    port: int
+    gpu_id: str | None
+    status: ReplicaStatus
+    endpoint: str | None
+    problem: str
+
+
+class NodeJob(BaseModel):
+    job_id: str
+    node_index: int
+    node: str | None
+    replicas: list[ReplicaShape]
+
+
+class Group(BaseModel):
+    """A replica group: one job, several replicas."""
+
+    id: str
+    name: str
+    type: Literal["replica_group"]
+    recipe_name: str
+    status: ServiceStatus
+    num_nodes: int
+    replicas_per_node: int
+    total_replicas: int
+    healthy_replicas: int
+    starting_replicas: int
+    pending_replicas: int
+    failed_replicas: int
+    node_jobs: list[NodeJob]
+    config: dict[str, Any]
+    created_at: datetime
+
+
+class GroupHealth(BaseModel):
+    """`replica_statuses` is every replica with its status and endpoint."""
+
+    group_id: str
+    overall_status: GroupStatus
+    total_replicas: int
+    healthy_replicas: int
+    starting_replicas: int
+    pending_replicas: int
+    failed_replicas: int
+    replica_statuses: list[ReplicaShape]
+
+
+class GroupChanged(BaseModel):
+    success: bool
+    message: str
+    group_id: str
+    replicas_updated: int
+
+
+class GroupStopped(BaseModel):
+    success: bool
+    message: str
+    group_id: str
+    replicas_stopped: int
+    jobs_cancelled: list[str]
+
+
 def public_id(service: Service) -> str:
     """The scheduler's id; before there is one, ours."""
     return service.id or service.submission_id
 
 
 def service_shape(app: Orchestrator, service: Service, job: Job) -> ServiceShape:
-    return ServiceShape(
+    shape = ServiceShape(
         id=public_id(service),
         name=service.name,
         recipe_name=service.recipe_name,
@@ -184,36 +320,91 @@ def service_shape(app: Orchestrator, service: Service, job: Job) -> ServiceShape
         config=service.config,
         created_at=service.created_at,
     )
+    return shape.model_copy(update=group_fields(app, service, job)) if is_group(service) else shape
 
 
-def service_detail(app: Orchestrator, service: Service, job: Job, nodes: list[str]) -> ServiceDetail:
+def group_fields(app: Orchestrator, service: Service, job: Job) -> dict[str, Any]:
+    """What the shape of a group has beyond that of a single service."""
+    plan = plan_of(service)
+    replicas = views(service, job, app.replicas.of(service.submission_id))
+    return {
+        "type": "replica_group",
+        "num_replicas": len(replicas),
+        "num_nodes": plan.resources.nodes,
+        "replicas_per_node": plan.replicas_per_node,
+        "total_replicas": len(replicas),
+        "group_id": public_id(service),
+        "node_jobs": [_node_job(public_id(service), list(part)) for _, part in _by_node(replicas)],
+    }
+
+
+def _by_node(replicas: list[ReplicaView]) -> Iterator[tuple[int, Iterator[ReplicaView]]]:
+    return itertools.groupby(replicas, key=lambda replica: replica.node_index)
+
+
+def _node_job(job_id: str, replicas: list[ReplicaView]) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "node_index": replicas[0].node_index,
+        "node": replicas[0].node,
+        "replicas": [replica_shape(replica) for replica in replicas],
+    }
+
+
+def replica_shape(replica: ReplicaView) -> dict[str, Any]:
+    return {
+        "id": replica.id,
+        "job_id": replica.job_id,
+        "node_index": replica.node_index,
+        "replica_index": replica.replica_index,
+        "port": replica.port,
+        "gpu_id": replica.gpus,
+        "status": replica.status,
+        "endpoint": replica.endpoint,
+        "problem": replica.problem,
+    }
+
+
+def service_detail(app: Orchestrator, wanted: Wanted) -> ServiceDetail:
+    service, job = wanted.service, wanted.job
+    shape = service_shape(app, service, job).model_dump()
+    if wanted.port is not None:
+        replica = next(r for r in views(service, job, app.replicas.of(service.submission_id)) if r.port == wanted.port)
+        of_groups = ("type", "num_replicas", "num_nodes", "replicas_per_node", "total_replicas", "node_jobs")
+        shape |= dict.fromkeys(of_groups)
+        shape |= {"id": wanted.id, "replica_index": replica.replica_index, "status": app.status_of(wanted)}
     return ServiceDetail(
-        **service_shape(app, service, job).model_dump(),
-        endpoint=endpoint_of(app, service),
+        **shape,
+        endpoint=endpoint_of(app, service, wanted.port),
         reason=reason_of(app, service, job),
-        nodes=nodes,
+        nodes=list(hostnames(job.nodes)),
         model=plan_of(service).served_model_name,
         started_at=job.started_at,
         ends_at=job.ends_at,
         stale_since=None if job.state.ended else app.watcher.stale_since,
-        job=JobShape(
-            id=job.job_id,
-            name=job.name,
-            scheduler=job.scheduler,
-            state=job.state.value,
-            exit_code=job.exit_code,
-            restarts=job.restarts,
-            submitted_at=job.submitted_at,
-            started_at=job.started_at,
-            ready_at=job.ready_at,
-            ended_at=job.ended_at,
-        ),
+        job=job_shape(job),
     )
 
 
-def endpoint_of(app: Orchestrator, service: Service) -> str | None:
+def job_shape(job: Job) -> JobShape:
+    return JobShape(
+        id=job.job_id,
+        name=job.name,
+        scheduler=job.scheduler,
+        state=job.state.value,
+        exit_code=job.exit_code,
+        restarts=job.restarts,
+        submitted_at=job.submitted_at,
+        started_at=job.started_at,
+        ready_at=job.ready_at,
+        ended_at=job.ended_at,
+    )
+
+
+def endpoint_of(app: Orchestrator, service: Service, port: int | None = None) -> str | None:
     """The base URL of the first replica that answers."""
-    return next((r.url for r in app.replicas.of(service.submission_id) if r.ready), None)
+    running = app.replicas.of(service.submission_id)
+    return next((r.url for r in running if r.ready and port in (None, r.port)), None)
 
 
 def reason_of(app: Orchestrator, service: Service, job: Job) -> str:

@@ -2,9 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Coroutine, Mapping
-from datetime import datetime
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeVar
 
 import httpx2
 from fastapi import APIRouter
@@ -12,9 +11,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from orchestrator.deps import App, Orchestrator
-from orchestrator.errors import BadRequest, Conflict, EngineError, NotReady
-from orchestrator.models import Job, Service
+from orchestrator.deps import App, Orchestrator, Wanted, find
+from orchestrator.errors import BadRequest, Conflict, NotReady, ReplicaFailed
+from orchestrator.failover import first_answer, unless_lost
 from orchestrator.prompt import (
     CHAT,
     COMPLETIONS,
@@ -22,8 +21,8 @@ from orchestrator.prompt import (
     ask,
     chat_body,
     completion_body,
-    engine_words,
     lacks_chat_template,
+    refusal,
 )
 from orchestrator.relay import Interrupted, RelayError, relay
 from orchestrator.replicas import Replica
@@ -40,6 +39,8 @@ from orchestrator.routes.shapes import (
 from orchestrator.services import plan_of
 
 router = APIRouter(tags=["vllm"])
+
+T = TypeVar("T")
 
 
 @router.get("/vllm/services", summary="List the services that answer prompts")
@@ -62,73 +63,105 @@ async def list_vllm_services(app: App) -> VllmServices:
 
 @router.get("/vllm/{service_id}/models", summary="List the models that a service has loaded")
 async def list_models(app: App, service_id: ServiceId) -> Models:
-    service, job = await app.store.find(service_id)
-    replica = pick(app, service, job)
-    return Models(success=True, models=list(replica.models), service_id=public_id(service), endpoint=replica.url)
+    wanted = await find(app, service_id)
+    replica = check_ready(app, wanted)
+    return Models(success=True, models=list(replica.models), service_id=wanted.id, endpoint=replica.url)
 
 
 @router.post("/vllm/{service_id}/prompt", summary="Ask a service's model", response_model=PromptAnswer)
 async def prompt(app: App, service_id: ServiceId, request: Request, asked: PromptRequest) -> PromptAnswer | Response:
-    """Put as a chat message; as plain text for a model without a chat template. `stream: true` streams SSE."""
-    service, job = await app.store.find(service_id)
-    replica = pick(app, service, job)
-    model = asked.model or (replica.models[0] if replica.models else plan_of(service).served_model_name or "")
+    """Put as a chat message; as plain text for a model without a chat template. `stream: true` streams SSE.
+
+    A group shares prompts out among its replicas that answer. When one fails before the first byte of its answer the
+    next one is asked; `routed_to` says which one answered.
+    """
+    wanted = await find(app, service_id)
+    check_ready(app, wanted)
     fields = asked.model_dump()
     if asked.stream:
-        bodies = {
-            CHAT: chat_body(asked.prompt, model, fields),
-            COMPLETIONS: completion_body(asked.prompt, model, fields),
-        }
-        return Streamed(app.engines, replica, bodies, app.watcher.clock())
-    with replica.lease(app.watcher.clock()):
-        answer = await while_connected(request, ask(app.engines, replica, asked.prompt, model, fields))
+        return Streamed(app, wanted, fields)
+
+    async def attempt(replica: Replica) -> Answer:
+        asking = ask(app.engines, replica, asked.prompt, model_of(replica, fields), fields)
+        return await unless_lost(replica, asking, begun=lambda: False)
+
+    replica, answer = await while_connected(request, answered(app, wanted, attempt))
     return PromptAnswer(
         success=True,
         text=answer.text,
         response=answer.text,
-        service_id=public_id(service),
+        service_id=wanted.id,
         endpoint=replica.url,
         endpoint_used=answer.endpoint_used,
         usage=answer.usage,
+        **routed(wanted, replica),
     )
 
 
+def answered(
+    app: Orchestrator, wanted: Wanted, attempt: Callable[[Replica], Awaitable[T]]
+) -> Coroutine[Any, Any, tuple[Replica, T]]:
+    clock = app.watcher.clock
+    return first_answer(app.replicas, wanted.service.submission_id, attempt, clock=clock, port=wanted.port)
+
+
+def routed(wanted: Wanted, replica: Replica) -> dict[str, Any]:
+    """The fields that only a group's answers have."""
+    plan = plan_of(wanted.service)
+    if plan.gpus_per_replica is None:
+        return {}
+    group = public_id(wanted.service)
+    return {"routed_to": replica.id, "group_id": group, "total_replicas": plan.total_replicas}
+
+
+def model_of(replica: Replica, fields: Mapping[str, Any]) -> str:
+    """The model asked for, else the one that the replica serves."""
+    return str(fields.get("model") or replica.models[0])
+
+
 class Streamed(Response):
-    """An engine's answer, passed on as it comes. The replica is leased until its last byte.
+    """An engine's answer, passed on as it comes. The replica is leased until its last byte."""
 
-    `bodies`: what to send, by path. The next one is tried where the engine has no chat template.
-    """
-
-    def __init__(
-        self, client: httpx2.AsyncClient, replica: Replica, bodies: Mapping[str, dict[str, Any]], at: datetime
-    ) -> None:
+    def __init__(self, app: Orchestrator, wanted: Wanted, fields: dict[str, Any]) -> None:
         super().__init__()
-        self._client, self._replica, self._at = client, replica, at
-        self._attempts = [(path, json.dumps(body | {"stream": True}).encode()) for path, body in bodies.items()]
+        self._app, self._wanted, self._fields = app, wanted, fields
+
+    def _bodies(self, replica: Replica) -> Iterator[tuple[str, bytes]]:
+        """What to send, and where: the second where the engine has no chat template."""
+        for path, body in ((CHAT, chat_body), (COMPLETIONS, completion_body)):
+            content = body(self._fields["prompt"], model_of(replica, self._fields), self._fields) | {"stream": True}
+            yield path, json.dumps(content).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        words, refused = "", Refusable(send)
-        with self._replica.lease(self._at):
-            for path, content in self._attempts:
-                refused = Refusable(send)
-                await self._relay(scope, receive, refused, path, content)
-                if refused.status is None:
-                    return
-                words = engine_words(httpx2.Response(refused.status, content=refused.body))
-                if refused.status != 400 or not lacks_chat_template(words):
-                    break
-        raise EngineError(f"replica {self._replica.id}: {words}", upstream_status=refused.status)
+        async def attempt(replica: Replica) -> None:
+            await self._attempt(replica, scope, receive, send)
 
-    async def _relay(self, scope: Scope, receive: Receive, send: "Refusable", path: str, content: bytes) -> None:
+        await answered(self._app, self._wanted, attempt)
+
+    async def _attempt(self, replica: Replica, scope: Scope, receive: Receive, send: Send) -> None:
+        for path, content in self._bodies(replica):
+            refusable = Refusable(send)
+            relaying = self._relay(replica, scope, receive, refusable, path, content)
+            await unless_lost(replica, relaying, begun=lambda r=refusable: r.begun)  # type: ignore[misc]
+            if refusable.status is None:
+                return
+            response = httpx2.Response(refusable.status, content=refusable.body)
+            if refusable.status != 400 or not lacks_chat_template(response.text):
+                raise refusal(replica, response)
+        raise refusal(replica, response)
+
+    async def _relay(
+        self, replica: Replica, scope: Scope, receive: Receive, send: "Refusable", path: str, content: bytes
+    ) -> None:
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-        headers += [(name.encode(), value.encode()) for name, value in self._replica.headers.items()]
+        headers += [(name.encode(), value.encode()) for name, value in replica.headers.items()]
         try:
             await relay(
-                self._client, scope, receive, send,
-                url=self._replica.url, target=path.encode(), headers=headers, content=content,
+                self._app.engines, scope, receive, send,
+                url=replica.url, target=path.encode(), headers=headers, content=content,
             )  # fmt: skip
         except RelayError as exc:
-            raise EngineError(f"replica {self._replica.id} gave no answer: {exc}") from exc
+            raise ReplicaFailed(f"replica {replica.id} gave no answer: {exc}") from exc
         except Interrupted:
             if send.status is None:
                 raise
@@ -139,19 +172,21 @@ class Refusable:
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self.status: int | None = None
+        self.status: int | None = None  # of an answer that is kept back
         self.body = b""
+        self.begun = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
             self.status = message["status"]
         if self.status is None:
+            self.begun = True
             await self._send(message)
         elif len(self.body) < 64 * 1024:
             self.body += message.get("body", b"")
 
 
-async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer]) -> Answer:
+async def while_connected(request: Request, answer: Coroutine[Any, Any, T]) -> T:
     """Await an engine's answer, and give it up the moment the client leaves: that frees the GPU."""
     answering = asyncio.create_task(answer)
     leaving = asyncio.ensure_future(request.receive())
@@ -166,12 +201,15 @@ async def while_connected(request: Request, answer: Coroutine[Any, Any, Answer])
         await asyncio.wait({answering, leaving})
 
 
-def pick(app: Orchestrator, service: Service, job: Job) -> Replica:
-    """A replica that answers. Raises NotReady with the status and what it waits for."""
-    status = app.status(service, job)
+def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:
+    """A replica that answers now, without taking its turn.
+
+    Raises NotReady with the status and what the service waits for, Conflict when all is over.
+    """
+    status = app.status(wanted.service, wanted.job)
     if status.ended:
-        raise Conflict(f"Service {public_id(service)} has ended ({status}); start a new one")
+        raise Conflict(f"Service {wanted.id} has ended ({status}); start a new one")
     try:
-        return app.replicas.pick(service.submission_id)
+        return app.replicas.ready(wanted.service.submission_id, port=wanted.port)[0]
     except NotReady as exc:
-        raise NotReady(f"Service {public_id(service)} is not ready yet (status: {status}): {exc}") from exc
+        raise NotReady(f"Service {wanted.id} is not ready yet (status: {status}): {exc}") from exc

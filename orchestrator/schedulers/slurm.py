@@ -86,7 +86,7 @@ class Slurm:
         if output.status != 0:
             raise SchedulerUnknown(f"squeue: {_words_of(output)}")
         wanted = frozenset(names)
-        found = by_name(job for job in parse_squeue(output.stdout) if job.name in wanted)
+        found = by_name(parse_squeue(output.stdout, wanted))
         forgotten = sorted(wanted - found.keys())
         if any(name in output.stdout for name in forgotten):
             raise SchedulerUnknown("squeue printed our jobs in a form that is not understood")
@@ -123,15 +123,7 @@ class Slurm:
     async def _run(self, *argv: str) -> Output:
         """Run a command to its end. Raises SchedulerUnknown when it does not end in time, NotRun when there is none."""
         try:
-            process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=dict(self.environment),
-                umask=0o077,
-                start_new_session=True,
-            )
+            process = await self._started(argv)
         except OSError as exc:
             raise NotRun(
                 f"cannot run {argv[0]}: {exc}. Is Slurm installed here and on PATH? "
@@ -146,6 +138,26 @@ class Slurm:
             if process.returncode is None:
                 await _end(process)
         return Output(process.returncode or 0, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
+
+    async def _started(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
+        """A cancel waits until there is a process to end: within the start of one, asyncio 3.11 waits for ever."""
+        creating = asyncio.ensure_future(
+            asyncio.create_subprocess_exec(
+                *argv,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=dict(self.environment),
+                umask=0o077,
+                start_new_session=True,
+            )
+        )
+        try:
+            return await asyncio.shield(creating)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                await _end(await creating)
+            raise
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -184,9 +196,15 @@ def parse_sbatch(text: str) -> str:
     raise SchedulerUnknown(f"sbatch succeeded but printed no job id: {text[:500]!r}")
 
 
-def parse_squeue(text: str) -> list[JobInfo]:
-    """The jobs in the output of SQUEUE. Lines of another shape, such as a site's banner, are passed over."""
-    return [job for line in text.split("\n") if (job := parse_squeue_line(line)) is not None]
+def parse_squeue(text: str, names: Collection[str] | None = None) -> list[JobInfo]:
+    """The jobs in the output of SQUEUE, with `names` only those: a user may have many others.
+
+    Lines of another shape, such as a site's banner, are passed over.
+    """
+    lines = text.split("\n")
+    if names is not None:
+        lines = [line for line in lines if "".join(line.split(SEPARATOR, 2)[1:2]).strip() in names]
+    return [job for line in lines if (job := parse_squeue_line(line)) is not None]
 
 
 def parse_squeue_line(line: str) -> JobInfo | None:

@@ -256,3 +256,8 @@ def laptop_api(port: int = 8001) -> Iterator[Api]:
     """The gateway's API, for a thread on the laptop's network."""
     with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as http:
         yield Api(http)
+
+
+def run_example(name: str, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(REPOSITORY / "examples" / name), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/")

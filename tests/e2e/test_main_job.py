@@ -1,12 +1,9 @@
 """The main job on real parts: laptop, SSH, orchestrator, Slurm, engine, answer."""
 
-import subprocess
-import sys
-
 import pytest
 
 from tests.cluster.cluster import Cluster
-from tests.e2e.deployment import REPOSITORY, Api, Deployment, laptop_api, wait_for
+from tests.e2e.deployment import Api, Deployment, laptop_api, run_example, wait_for
 from tests.vllm.fixtures import VllmEnvironment
 
 pytestmark = pytest.mark.cluster
@@ -78,8 +75,3 @@ def test_the_example_fails_when_the_model_fails(api: Api) -> None:
     done = run_example("vllm_simple_example.py", "--recipe", "inference/llamacpp-cpu", "--model", "a b")
     assert done.returncode == 1
     assert "LLAMACPP_MODEL" in done.stderr or "config.model" in done.stderr
-
-
-def run_example(name: str, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPOSITORY / "examples" / name), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd="/")

@@ -18,6 +18,8 @@ from gateway.settings import environment_of_a_child
 from gateway.stage import Stage
 from tests.gateway.sshd import free_port
 
+pytestmark = pytest.mark.system
+
 
 def test_wrong_settings_are_one_message_and_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

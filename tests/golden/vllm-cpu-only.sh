@@ -21,45 +21,70 @@ umask 077
 RUN=/home/ada/.sluicegate/runs/0190b2c4
 JOB=${SLURM_JOB_ID:-${SLUICE_JOB_ID:-0}}
 NODE=${SLURMD_NODENAME:-localhost}
-ENGINE=
+# One entry for each engine of this node, by its number in the service.
+ENGINES=() PORTS=() GPUS=() STATES=() STARTS=()
 SIGNAL=
 
 say() { printf '%s sluicegate: %s\n' "$(date '+%Y-%m-%dT%H:%M:%S%z')" "$*" >&2; }
 
 cd "$RUN" || exit 73
 
-# One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
-# started again after a requeue goes on.
-if mkdir claim 2>/dev/null; then
-  echo "$JOB" >claim/job
-elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
-  say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
-  exit 0
+# A job of several nodes runs this script once, and then once more on each of its nodes.
+PART=${SLUICE_PART:-}
+PUBLISHED=endpoints.json
+if [ -n "$PART" ]; then
+  PUBLISHED=endpoints.$PART.json
+else
+  # One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
+  # started again after a requeue goes on.
+  if mkdir claim 2>/dev/null; then
+    echo "$JOB" >claim/job
+  elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
+    say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
+    exit 0
+  fi
+  rm -f exit.json endpoints*.json
 fi
-rm -f exit.json endpoints.json
 
 # Written by rename, so that a reader on another node sees the old file or the new one.
 write_exit() {
+  [ -z "$PART" ] || return 0
   printf '{"job_id": "%s", "exit_code": %d, "signal": "%s", "ended_at": %d}\n' \
     "$JOB" "$1" "$SIGNAL" "$(date +%s)" >exit.json.tmp && mv -f exit.json.tmp exit.json
 }
 
-# CUDA_VISIBLE_DEVICES is the scheduler's list; it may hold indices or UUIDs.
+# Where the engines of this node listen, and how each of them is. A list of GPUs may hold indices or UUIDs.
 publish() {
-  printf '{"job_id": "%s", "node": "%s", "restarts": %d, "endpoints": [{"replica": 0, "port": %d, "gpus": "%s"}]}\n' \
-    "$JOB" "$NODE" "${SLURM_RESTART_COUNT:-0}" "$PORT" "${CUDA_VISIBLE_DEVICES:-}" >endpoints.json.tmp &&
-    mv -f endpoints.json.tmp endpoints.json
+  local i comma=
+  {
+    printf '{"job_id": "%s", "node": "%s", "restarts": %d, "endpoints": [' \
+      "$JOB" "$NODE" "${SLURM_RESTART_COUNT:-0}"
+    for i in "${!PORTS[@]}"; do
+      printf '%s{"replica": %d, "port": %d, "gpus": "%s", "starts": %d, "state": "%s"}' \
+        "$comma" "$i" "${PORTS[i]}" "${GPUS[i]}" "${STARTS[i]}" "${STATES[i]}"
+      comma=', '
+    done
+    printf ']}\n'
+  } >"$PUBLISHED.tmp" && mv -f "$PUBLISHED.tmp" "$PUBLISHED"
 }
 
-stop_engine() {
-  [ -n "$ENGINE" ] && kill -0 "$ENGINE" 2>/dev/null || return 0
-  kill -TERM "$ENGINE" 2>/dev/null
+alive() {
+  local i
+  for i in "${!ENGINES[@]}"; do
+    if kill -0 "${ENGINES[i]}" 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+stop_engines() {
+  local i
+  alive || return 0
+  kill -TERM "${ENGINES[@]}" 2>/dev/null
   for _ in {1..100}; do
-    kill -0 "$ENGINE" 2>/dev/null || return 0
+    alive || return 0
     sleep 0.1
   done
-  say "the engine ignored SIGTERM for 10 s; killing it"
-  kill -KILL "$ENGINE" 2>/dev/null
+  say "an engine ignored SIGTERM for 10 s; killing it"
+  kill -KILL "${ENGINES[@]}" 2>/dev/null
 }
 
 finish() {
@@ -68,7 +93,7 @@ finish() {
   trap '' TERM INT HUP
   # Before the engine is asked to end: whoever ended us may not wait for it.
   write_exit "$code"
-  stop_engine
+  stop_engines
   say "ended with exit code $code${SIGNAL:+ after SIG$SIGNAL}"
   exit "$code"
 }
@@ -86,23 +111,32 @@ fail() {
   exit 1
 }
 
-# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node. The claim
-# is a lock that ends with the last process that holds it.
+# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node; in steps
+# as wide as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
 listening() {
   grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
 }
 LOCKS=/tmp/sluicegate-$UID
 mkdir -m 700 "$LOCKS" 2>/dev/null
 if [ ! -O "$LOCKS" ] || [ -L "$LOCKS" ] || ! command -v flock >/dev/null; then LOCKS=; fi
-choose_port() {
-  for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500; PORT++)); do
+CLAIMS=()
+choose_port() { # first wish, replica
+  local claim=${CLAIMS[$2]:-}
+  if [ -n "$claim" ]; then
+    exec {claim}>&-
+    CLAIMS[$2]=
+  fi
+  for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500 * 1; PORT += 1)); do
     listening "$PORT" && continue
     [ -n "$LOCKS" ] || return 0
-    exec {LOCK}>"$LOCKS/$NODE-$PORT.lock" || return 0
-    if flock -n "$LOCK" && ! listening "$PORT"; then return 0; fi
-    exec {LOCK}>&-
+    exec {claim}>"$LOCKS/$NODE-$PORT.lock" || return 0
+    if flock -n "$claim" && ! listening "$PORT"; then
+      CLAIMS[$2]=$claim
+      return 0
+    fi
+    exec {claim}>&-
   done
-  fail "no free port between $1 and $((PORT - 1)) on $NODE"
+  fail "no free port for replica $2 from $1 on, on $NODE"
 }
 
 export SLUICE_CACHE_DIR=/home/ada/.cache/sluicegate
@@ -117,7 +151,13 @@ if [ -r "$RUN/secrets.env" ]; then
   set +a
 fi
 
-engine() {
+engine() { # replica
+  local claim
+  export CUDA_VISIBLE_DEVICES=${GPUS[$1]}
+  [ -n "$CUDA_VISIBLE_DEVICES" ] || unset CUDA_VISIBLE_DEVICES
+  for claim in "${CLAIMS[@]}"; do
+    [ -z "$claim" ] || exec {claim}>&-
+  done
   exec /opt/sluicegate/python -m vllm.entrypoints.openai.api_server \
     --model gpt2 \
     --served-model-name gpt2 \
@@ -127,16 +167,22 @@ engine() {
     --gpu-memory-utilization 0.9
 }
 
-WISH=8001
-for attempt in 1 2 3; do
-  choose_port "$WISH"
+# Start one engine in the background, on the port wished for or another one.
+start() { # replica, port
+  choose_port "$2" "$1"
+  PORTS[$1]=$PORT STATES[$1]=up STARTS[$1]=$((${STARTS[$1]:-0} + 1))
   publish
-  say "job $JOB on $NODE: starting" vllm "on port $PORT (attempt $attempt)"
-  engine &
-  ENGINE=$!
-  wait "$ENGINE"
+  say "job $JOB on $NODE: starting" vllm "on port $PORT (replica $1, start ${STARTS[$1]})"
+  engine "$1" &
+  ENGINES[$1]=$!
+}
+
+GPUS[0]=${CUDA_VISIBLE_DEVICES:-}
+WISH=8001
+for _ in 1 2 3; do
+  start 0 "$WISH"
+  wait "${ENGINES[0]}"
   CODE=$?
-  ENGINE=
   # Somebody else took the port between our look and the engine's bind: it is taken although our engine is gone.
   if [ "$CODE" -ne 0 ] && listening "$PORT"; then
     say "port $PORT was taken by another process; trying the next one"

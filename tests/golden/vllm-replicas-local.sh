@@ -1,0 +1,240 @@
+#!/bin/bash
+#SBATCH --job-name=sluice-0190b2c4
+#SBATCH --comment=sluicegate:0190b2c4
+#SBATCH --chdir=/home/ada/.sluicegate/runs/0190b2c4
+#SBATCH --output=/home/ada/.sluicegate/runs/0190b2c4/stdout.log
+#SBATCH --error=/home/ada/.sluicegate/runs/0190b2c4/stderr.log
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=30
+#SBATCH --mem=64G
+#SBATCH --gres=gpu:4
+
+# Rendered by Sluicegate from inference/vllm-replicas. To bash the lines above are comments: this file runs the same
+# under sbatch and as a plain process.
+# shellcheck disable=SC2329 # shellcheck does not see the functions that a trap calls
+set -uo pipefail
+umask 077
+
+RUN=/home/ada/.sluicegate/runs/0190b2c4
+JOB=${SLURM_JOB_ID:-${SLUICE_JOB_ID:-0}}
+NODE=${SLURMD_NODENAME:-localhost}
+# One entry for each engine of this node, by its number in the service.
+ENGINES=() PORTS=() GPUS=() STATES=() STARTS=()
+SIGNAL=
+
+say() { printf '%s sluicegate: %s\n' "$(date '+%Y-%m-%dT%H:%M:%S%z')" "$*" >&2; }
+
+cd "$RUN" || exit 73
+
+# A job of several nodes runs this script once, and then once more on each of its nodes.
+PART=${SLUICE_PART:-}
+PUBLISHED=endpoints.json
+if [ -n "$PART" ]; then
+  PUBLISHED=endpoints.$PART.json
+else
+  # One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
+  # started again after a requeue goes on.
+  if mkdir claim 2>/dev/null; then
+    echo "$JOB" >claim/job
+  elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
+    say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
+    exit 0
+  fi
+  rm -f exit.json endpoints*.json
+fi
+
+# Written by rename, so that a reader on another node sees the old file or the new one.
+write_exit() {
+  [ -z "$PART" ] || return 0
+  printf '{"job_id": "%s", "exit_code": %d, "signal": "%s", "ended_at": %d}\n' \
+    "$JOB" "$1" "$SIGNAL" "$(date +%s)" >exit.json.tmp && mv -f exit.json.tmp exit.json
+}
+
+# Where the engines of this node listen, and how each of them is. A list of GPUs may hold indices or UUIDs.
+publish() {
+  local i comma=
+  {
+    printf '{"job_id": "%s", "node": "%s", "restarts": %d, "endpoints": [' \
+      "$JOB" "$NODE" "${SLURM_RESTART_COUNT:-0}"
+    for i in "${!PORTS[@]}"; do
+      printf '%s{"replica": %d, "port": %d, "gpus": "%s", "starts": %d, "state": "%s"}' \
+        "$comma" "$i" "${PORTS[i]}" "${GPUS[i]}" "${STARTS[i]}" "${STATES[i]}"
+      comma=', '
+    done
+    printf ']}\n'
+  } >"$PUBLISHED.tmp" && mv -f "$PUBLISHED.tmp" "$PUBLISHED"
+}
+
+alive() {
+  local i
+  for i in "${!ENGINES[@]}"; do
+    if kill -0 "${ENGINES[i]}" 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+stop_engines() {
+  local i
+  alive || return 0
+  kill -TERM "${ENGINES[@]}" 2>/dev/null
+  for _ in {1..100}; do
+    alive || return 0
+    sleep 0.1
+  done
+  say "an engine ignored SIGTERM for 10 s; killing it"
+  kill -KILL "${ENGINES[@]}" 2>/dev/null
+}
+
+finish() {
+  local code=$?
+  trap - EXIT
+  trap '' TERM INT HUP
+  # Before the engine is asked to end: whoever ended us may not wait for it.
+  write_exit "$code"
+  stop_engines
+  say "ended with exit code $code${SIGNAL:+ after SIG$SIGNAL}"
+  exit "$code"
+}
+on_signal() {
+  SIGNAL=$1
+  exit "$2"
+}
+trap finish EXIT
+trap 'on_signal TERM 143' TERM
+trap 'on_signal INT 130' INT
+trap 'on_signal HUP 129' HUP
+
+fail() {
+  say "$@"
+  exit 1
+}
+
+# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node; in steps
+# as wide as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
+listening() {
+  grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
+}
+LOCKS=/tmp/sluicegate-$UID
+mkdir -m 700 "$LOCKS" 2>/dev/null
+if [ ! -O "$LOCKS" ] || [ -L "$LOCKS" ] || ! command -v flock >/dev/null; then LOCKS=; fi
+CLAIMS=()
+choose_port() { # first wish, replica
+  local claim=${CLAIMS[$2]:-}
+  if [ -n "$claim" ]; then
+    exec {claim}>&-
+    CLAIMS[$2]=
+  fi
+  for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500 * 4; PORT += 4)); do
+    listening "$PORT" && continue
+    [ -n "$LOCKS" ] || return 0
+    exec {claim}>"$LOCKS/$NODE-$PORT.lock" || return 0
+    if flock -n "$claim" && ! listening "$PORT"; then
+      CLAIMS[$2]=$claim
+      return 0
+    fi
+    exec {claim}>&-
+  done
+  fail "no free port for replica $2 from $1 on, on $NODE"
+}
+
+export SLUICE_CACHE_DIR=/home/ada/.cache/sluicegate
+export VLLM_LOGGING_LEVEL=INFO
+export VLLM_NO_USAGE_STATS=1
+export DO_NOT_TRACK=1
+# Keys and tokens: never in this file, a command line or a log.
+if [ -r "$RUN/secrets.env" ]; then
+  set -a
+  # shellcheck disable=SC1091
+  . "$RUN/secrets.env"
+  set +a
+fi
+
+engine() { # replica
+  local claim
+  export CUDA_VISIBLE_DEVICES=${GPUS[$1]}
+  [ -n "$CUDA_VISIBLE_DEVICES" ] || unset CUDA_VISIBLE_DEVICES
+  for claim in "${CLAIMS[@]}"; do
+    [ -z "$claim" ] || exec {claim}>&-
+  done
+  exec /opt/sluicegate/python -m vllm.entrypoints.openai.api_server \
+    --model Qwen/Qwen2.5-0.5B-Instruct \
+    --served-model-name Qwen/Qwen2.5-0.5B-Instruct \
+    --host 127.0.0.1 \
+    --port "$PORT" \
+    --tensor-parallel-size 1 \
+    --gpu-memory-utilization 0.9
+}
+
+# Start one engine in the background, on the port wished for or another one.
+start() { # replica, port
+  choose_port "$2" "$1"
+  PORTS[$1]=$PORT STATES[$1]=up STARTS[$1]=$((${STARTS[$1]:-0} + 1))
+  publish
+  say "job $JOB on $NODE: starting" vllm "on port $PORT (replica $1, start ${STARTS[$1]})"
+  engine "$1" &
+  ENGINES[$1]=$!
+}
+
+MOST_RESTARTS=5 # of one replica, in a row; one that has run for 10 minutes begins anew
+FIRST=$((${PART:-0} * 4))
+LAST=$((FIRST + 4 - 1))
+PER_REPLICA=1
+IFS=, read -r -a ALLOCATED <<<"${CUDA_VISIBLE_DEVICES:-}"
+[ "${#ALLOCATED[@]}" -eq 0 ] || [ "${#ALLOCATED[@]}" -ge $((4 * PER_REPLICA)) ] ||
+  fail "the job has ${#ALLOCATED[@]} GPUs on $NODE, but its replicas need $((4 * PER_REPLICA))"
+
+AGAIN_AT=() STARTED_AT=() FAILURES=()
+CODE=0
+for ((i = FIRST; i <= LAST; i++)); do
+  GPUS[i]=
+  for ((place = (i - FIRST) * PER_REPLICA; place < (i - FIRST + 1) * PER_REPLICA; place++)); do
+    GPUS[i]+=${GPUS[i]:+,}${ALLOCATED[place]:-$place}
+  done
+  FAILURES[i]=0
+  STARTED_AT[i]=$SECONDS
+  start "$i" $((8001 + i))
+done
+
+# One engine has ended: again later, or never.
+ended() { # replica, exit code
+  local pause
+  [ $((SECONDS - STARTED_AT[$1])) -lt 600 ] || FAILURES[$1]=0
+  FAILURES[$1]=$((FAILURES[$1] + 1))
+  [ "$2" -eq 0 ] || CODE=$2
+  if [ "${FAILURES[$1]}" -gt "$MOST_RESTARTS" ]; then
+    say "replica $1 ended with exit code $2 and is given up after $MOST_RESTARTS restarts"
+    STATES[$1]=failed
+  else
+    pause=$((1 << (FAILURES[$1] - 1)))
+    say "replica $1 ended with exit code $2; starting it again in $pause s"
+    STATES[$1]=down AGAIN_AT[$1]=$((SECONDS + pause))
+  fi
+  publish
+}
+
+while :; do
+  LEFT=0
+  for ((i = FIRST; i <= LAST; i++)); do
+    case ${STATES[i]} in
+    up)
+      LEFT=1
+      kill -0 "${ENGINES[i]}" 2>/dev/null && continue
+      wait "${ENGINES[i]}"
+      ended "$i" "$?"
+      ;;
+    down)
+      LEFT=1
+      [ "$SECONDS" -ge "${AGAIN_AT[i]}" ] || continue
+      STARTED_AT[i]=$SECONDS
+      start "$i" $((8001 + i))
+      ;;
+    esac
+  done
+  [ "$LEFT" -eq 1 ] || break
+  sleep 0.5 &
+  wait "$!" # and not `sleep` alone: a trap runs at once only while bash waits
+done
+say "all replicas on $NODE are gone"
+exit "$CODE"
