@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, TypedDict
 
 import httpx2
+from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -16,7 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway import docs, paths
+from gateway import docs, metrics, paths
 from gateway.guard import Guard
 from gateway.link import Link, LinkState, LocalLink
 from gateway.problem import Problem
@@ -24,11 +25,11 @@ from gateway.settings import Settings
 from gateway.tunnel import Tunnel
 from orchestrator import __version__
 from orchestrator.relay import Interrupted, Unanswered, Unreached, Unsendable, relay
+from orchestrator.traffic import Counted, Traffic
 
 log = logging.getLogger(__name__)
 
 _ORCHESTRATOR = "http://orchestrator"  # a name for the Host header; the link knows the way
-_OWN = ("/", "/health", "/ready", "/docs", "/openapi.json")
 _REPEATABLE = ("GET", "HEAD", "OPTIONS")
 
 
@@ -38,6 +39,8 @@ class State(TypedDict):
     link: Link
     client: httpx2.AsyncClient
     settings: Settings
+    registry: CollectorRegistry
+    traffic: Traffic
 
 
 def link_of(settings: Settings) -> Link:
@@ -55,13 +58,17 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with make_link(settings) as link, httpx2.AsyncClient(transport=link.transport, trust_env=False) as client:
-            yield State(link=link, client=client, settings=settings)
+            registry = CollectorRegistry()
+            ProcessCollector(registry=registry)
+            traffic = metrics.traffic_in(registry)
+            yield State(link=link, client=client, settings=settings, registry=registry, traffic=traffic)
 
     app = Starlette(
         routes=[
             Route("/", _root),
             Route("/health", _health),
             Route("/ready", _ready),
+            Route("/metrics", metrics.show_metrics),
             *docs.routes(),
             Route("/{path:path}", _Relayed()),
         ],
@@ -69,6 +76,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
         exception_handlers={HTTPException: _http_error, Exception: _unforeseen},
     )
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Counted, traffic=metrics.traffic_of, value=metrics.kind_of)
     return app
 
 
@@ -77,7 +85,7 @@ class _Relayed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         raw = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
-        if raw in _OWN:
+        if raw in metrics.OWN:
             return await Problem(raw, 405, f"{raw} answers GET and HEAD", {"Allow": "GET, HEAD"})(scope, receive, send)
         if not paths.is_relayed(raw):
             return await Problem(raw, 404, _what_there_is(raw))(scope, receive, send)
@@ -85,7 +93,8 @@ class _Relayed:
             paths.check(raw)
             method, path = paths.to_orchestrator(scope["method"], raw)
             target = path.encode("latin-1") + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-            await _pass_on(dict(scope, method=method), receive, send, target)
+            headers = _with_host(scope) if path == paths.TARGETS else scope["headers"]
+            await _pass_on(dict(scope, method=method, headers=headers), receive, send, target)
         except (paths.PathError, Unsendable) as exc:
             await Problem(raw, 400, str(exc))(scope, receive, send)
         except Unreached as exc:
@@ -97,6 +106,12 @@ class _Relayed:
         except Interrupted as exc:
             # Returning with the answer unfinished makes uvicorn cut the connection: the client must notice.
             log.warning("%s %s: the answer broke off: %s", scope["method"], raw, exc)
+
+
+def _with_host(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The client's headers, with its Host as X-Forwarded-Host: the orchestrator tells Prometheus where we are."""
+    headers = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
+    return headers + [(b"x-forwarded-host", value) for name, value in scope["headers"] if name == b"host"]
 
 
 async def _pass_on(scope: Scope, receive: Receive, send: Send, target: bytes) -> None:
@@ -178,7 +193,8 @@ def _what_there_is(path: str) -> str:
     relayed = ", ".join(
         f"{prefix}/…" if prefix in ("/api", "/v1", "/infra/vast") else prefix for prefix in paths.RELAYED
     )
-    return f"there is nothing at {path}; there is /, /docs, /openapi.json, /health, /ready, {relayed}"
+    own = ", ".join(metrics.OWN)
+    return f"there is nothing at {path}; there is {own}, {relayed}"
 
 
 def _no_answer(words: str) -> str:

@@ -60,12 +60,17 @@ def own_document() -> dict[str, Any]:
         "info": {
             "title": "Sluicegate gateway",
             "version": __version__,
-            "description": "Your cluster's models at this address. Everything but /, /health and /ready is answered by "
+            "description": "Your cluster's models at this address. "
+            "All but /, /health, /ready and /metrics is answered by "
             "the orchestrator; while it cannot be reached, the answer is 503 and says what to do.",
         },
         "paths": {
             "/": {"get": _operation("What this is, and what it is connected to")},
             "/health": {"get": _operation("The state of gateway, tunnel and orchestrator; always 200")},
+            "/metrics": {
+                "get": _operation("The gateway's own metrics")
+                | {"responses": {"200": {"description": "Prometheus text", "content": {"text/plain": {}}}}}
+            },
             "/ready": {
                 "get": _operation("Would a request be served?")
                 | {"responses": {"200": {"description": "yes"}, "503": {"description": "not now; `detail` says why"}}}

@@ -24,12 +24,16 @@ class LinkState(StrEnum):
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """`where`: the orchestrator's socket, for people. `error`: what went wrong last, "" for nothing since the start."""
+    """`where`: the orchestrator's socket, for people. `error`: what went wrong last, "" for nothing since the start.
+
+    `reconnects`: how often it was up again after the first time.
+    """
 
     state: LinkState
     where: str
     since: datetime
     error: str = ""
+    reconnects: int = 0
 
     @property
     def retry_after(self) -> int:

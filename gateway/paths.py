@@ -15,7 +15,6 @@ RELAYED = (
     "/queue",
     "/status",
     "/infra/vast",
-    "/metrics",
     "/tokenize",
     "/detokenize",
     "/version",
@@ -24,6 +23,9 @@ RELAYED = (
 
 # Below these a model's name with its slash is one segment: openai and huggingface_hub send it as %2F.
 _NAMES = ("/v1/models/", "/api/v1/vllm/model-info/", "/api/services/vllm/model-info/")
+
+# Its answer has the address by which the client asked.
+TARGETS = "/api/services/targets"
 
 _START = ("POST", "/api/services/start")
 _STOP = "/api/services/stop/"

@@ -59,6 +59,7 @@ class Tunnel:
         self._now = now
         self._socket = settings.remote_socket
         self._connection: asyncssh.SSHClientConnection | None = None
+        self._opened = 0  # how often it was up
         self._status = LinkStatus(LinkState.CONNECTING, self._where(), now())
 
     @property
@@ -106,6 +107,7 @@ class Tunnel:
             async with asyncio.timeout(self._settings.connect_seconds):
                 self._socket = await self._greet(connection)
             self._connection = connection
+            self._opened += 1
             self._become(LinkState.UP)
             await connection.wait_closed()
         finally:
@@ -165,7 +167,7 @@ class Tunnel:
         if (state, error) != (self._status.state, self._status.error):
             log.log(logging.INFO if state in (LinkState.UP, LinkState.CONNECTING) else logging.WARNING,
                     "%s: %s %s", self._cluster, state, error)  # fmt: skip
-        self._status = LinkStatus(state, self._where(), self._now(), error)
+        self._status = LinkStatus(state, self._where(), self._now(), error, max(self._opened - 1, 0))
 
     def _where(self) -> str:
         return f"{self._socket} on {self._cluster}"

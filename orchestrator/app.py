@@ -13,6 +13,7 @@ import httpx2
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
+from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -25,12 +26,13 @@ from orchestrator.hub import open_hub
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
-from orchestrator.routes import groups, health, models, recipes, services, vector_db, vllm
+from orchestrator.routes import groups, health, metrics, models, recipes, services, vector_db, vllm
 from orchestrator.routes.shapes import Failure
 from orchestrator.schedulers import Scheduler
 from orchestrator.services import Services
 from orchestrator.settings import Settings
 from orchestrator.store import open_store
+from orchestrator.traffic import OTHER, Counted, Traffic
 from orchestrator.watcher import Watcher
 
 log = logging.getLogger(__name__)
@@ -80,6 +82,7 @@ def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], 
     app.add_exception_handler(HTTPException, _render_http)
     app.add_exception_handler(RecursionError, _render_too_deep)
     app.add_exception_handler(Exception, _render_unexpected)
+    app.add_middleware(Counted, traffic=_traffic, value=_template)
     app.add_middleware(HeadAsGet)
     return app
 
@@ -87,6 +90,7 @@ def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], 
 def _route(app: FastAPI) -> None:
     """The orchestrator's spellings under /api are documented; the client's under /api/v1 are the same functions."""
     app.include_router(health.router)
+    app.include_router(metrics.own)
     for prefix, documented in (("/api", True), ("/api/v1", False)):
         # Before vllm: its /vllm/{service_id}/… would take their paths.
         app.include_router(models.router, prefix=f"{prefix}/services", include_in_schema=documented)
@@ -95,6 +99,10 @@ def _route(app: FastAPI) -> None:
         app.include_router(vllm.router, prefix=prefix, include_in_schema=False)
         app.include_router(vector_db.router, prefix=f"{prefix}/services", include_in_schema=documented)
         app.include_router(vector_db.router, prefix=prefix, include_in_schema=False)
+        app.include_router(metrics.engines, prefix=f"{prefix}/services", include_in_schema=documented)
+        app.include_router(metrics.engines, prefix=prefix, include_in_schema=False)
+        # Before services: its /services/{service_id} would take /services/targets.
+        app.include_router(metrics.router, prefix=prefix, include_in_schema=documented)
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
@@ -126,6 +134,8 @@ async def opened(
             poll_seconds=settings.poll_interval,
             probe_seconds=settings.probe_seconds,
         )
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
         watching = asyncio.create_task(watcher.run())
         try:
             yield Orchestrator(
@@ -138,11 +148,23 @@ async def opened(
                 hub=hub,
                 catalogue=read_catalogue(),
                 engines=engines,
+                registry=registry,
+                traffic=Traffic(registry, "sluice", "route"),
                 started_at=clock(),
             )
         finally:
             watching.cancel()
             await asyncio.wait({watching})
+
+
+def _traffic(scope: Scope) -> Traffic:
+    traffic: Traffic = scope["app"].state.orchestrator.traffic
+    return traffic
+
+
+def _template(scope: Scope) -> str:
+    """The path of the route that answered, as it is written in `routes`: a few values, whatever clients send."""
+    return str(getattr(scope.get("route"), "path", OTHER))
 
 
 class HeadAsGet:

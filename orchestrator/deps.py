@@ -7,6 +7,7 @@ from typing import Annotated, cast
 
 import httpx2
 from fastapi import Depends, Header, Request
+from prometheus_client import CollectorRegistry
 
 from orchestrator.catalogue import Catalogue
 from orchestrator.errors import Invalid, NotFound
@@ -18,6 +19,7 @@ from orchestrator.replicas import Replicas
 from orchestrator.services import Services
 from orchestrator.settings import Settings
 from orchestrator.store import Store
+from orchestrator.traffic import Traffic
 from orchestrator.watcher import Watcher
 
 
@@ -34,6 +36,8 @@ class Orchestrator:
     hub: Hub
     catalogue: Catalogue
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
+    registry: CollectorRegistry
+    traffic: Traffic
     started_at: datetime
 
     def status(self, service: Service, job: Job) -> ServiceStatus:

@@ -170,11 +170,15 @@ class Event(SQLModel, table=True):
 
 
 def status_of(job: Job, *, cancelled: bool, answers: bool) -> ServiceStatus:
+    """The status of a service by its job: see `status_in`."""
+    return status_in(job.state, cancelled=cancelled, answers=answers)
+
+
+def status_in(state: JobState, *, cancelled: bool, answers: bool) -> ServiceStatus:
     """The one place where a status comes from.
 
     `cancelled`: a user asked for the end. `answers`: the engine's health check passes now.
     """
-    state = job.state
     if state.ended:
         if cancelled and state is not JobState.COMPLETED:
             return ServiceStatus.CANCELLED

@@ -157,6 +157,17 @@ class Store:
         async with self._session() as session:
             return [(service, job) for service, job in await session.exec(query)]
 
+    async def tally(self) -> list[tuple[JobState, bool, int]]:
+        """How many jobs there are, by state and by whether a user has cancelled their service."""
+        cancelled = col(Service.cancelled_at).is_not(None)
+        query = (
+            select(Job.state, cancelled, func.count())
+            .where(Job.service == Service.submission_id)
+            .group_by(col(Job.state), cancelled)
+        )
+        async with self._session() as session:
+            return [(JobState(state), bool(was), number) for state, was, number in await session.exec(query)]
+
     async def events(self, subject: str) -> Sequence[Event]:
         """The events of one submission id, oldest first."""
         async with self._session() as session:

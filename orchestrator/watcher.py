@@ -5,6 +5,7 @@ One turn is `look()`; what a turn concludes is decided by `follow()`, a pure fun
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -42,6 +43,7 @@ class Watcher:
     stale_since: datetime | None = None  # since when the scheduler has not answered
     trouble: str = ""  # in its words
     last_look: datetime | None = None  # the end of the last turn, whatever it found
+    turn_seconds: float = 0.0  # how long it took
     _keys: dict[str, str] = field(default_factory=dict)
     _probes: int = 0
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
@@ -74,6 +76,7 @@ class Watcher:
 
     async def look(self) -> None:
         """One turn: one question to the scheduler, then each open job in the light of the answer."""
+        began = time.perf_counter()
         rows = await self.store.open_jobs()
         try:
             known: Mapping[str, JobInfo] | None = await self.scheduler.query([job.name for _, job in rows])
@@ -90,7 +93,7 @@ class Watcher:
             except Exception:
                 # One job that cannot be followed must not hide the others.
                 log.exception("following %s failed", job.name)
-        self.last_look = self.clock()
+        self.last_look, self.turn_seconds = self.clock(), time.perf_counter() - began
 
     async def _follow(self, service: Service, job: Job, info: JobInfo | None) -> Job:
         if job.submission_id in self.services.submitting:  # its request is still being served

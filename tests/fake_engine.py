@@ -10,7 +10,8 @@ Standard library only; it writes nothing to disk. As vLLM, it does not listen un
     status 500   answer with that status                  die         end the process (exit code 9) after 2 tokens
 
 Environment: FAKE_LOAD_SECONDS (as --load-seconds), FAKE_TOKEN_SECONDS (as `delay`); to die by itself FAKE_EXIT_AFTER
-(seconds since its start) with FAKE_EXIT_CODE. A model named *-base has no chat template.
+(seconds since its start) with FAKE_EXIT_CODE. FAKE_METRICS: a folder whose file named like our port, where there is
+one, is what /metrics says, read each time. A model named *-base has no chat template.
 """
 
 import argparse
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 VERSION = "0.32.0"
@@ -118,6 +120,7 @@ class Engine:
         self.gpus = environment.get("CUDA_VISIBLE_DEVICES", "none")
         self.delay = float(environment.get("FAKE_TOKEN_SECONDS", "0"))
         self.created = int(time.time())
+        self.told = environment.get("FAKE_METRICS", "")
         self.accepted = self.running = self.succeeded = self.prompt_tokens = self.generation_tokens = 0
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -143,7 +146,8 @@ class Engine:
         elif route == "GET /version":
             await connection.send(200, {"version": VERSION})
         elif route == "GET /metrics":
-            await connection.send(200, self.metrics())
+            told = Path(self.told, str(self.options.port))
+            await connection.send(200, told.read_text() if self.told and told.is_file() else self.metrics())
         elif route == "GET /v1/models":
             await connection.send(200, {"object": "list", "data": [self.model(name) for name in self.names]})
         elif route in ("POST /v1/chat/completions", "POST /v1/completions"):

@@ -563,6 +563,8 @@ def names_of_the_scripts(bench: Bench) -> set[str]:
     for recipe in BOOK.all():
         config = {"environment": {"CUDA_VISIBLE_DEVICES": "0"}} if "CUDA_VISIBLE_DEVICES" in recipe.parameters else {}
         text = bench.script("record", config, recipe=recipe).script.read_text()
+        for line in re.findall(r"(?m)^\s*(?:[A-Z_]+(?:\[\S+\])?\+?=\S+\s*)+$", text):  # several on one line
+            found |= {n for n in re.findall(r"(?:^|\s)([A-Z_]+)(?:\[\S+\])?\+?=", line) if "__" not in n}
         for pattern in (r"(?m)^\s*(?:local )?", r"\bfor (?:\(\()?", r"\bexec \{", r"\bread .*-a "):
             found |= set(re.findall(pattern + r"([A-Za-z_]\w*)(?==|\+=| in\b| = |\}| <<<)", text))
     return found

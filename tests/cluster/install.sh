@@ -8,7 +8,7 @@ export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
 needed=(
     slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch munge:munged
     openssh-server:sshd openssh-client:ssh iproute2:ip util-linux:setpriv passwd:useradd hostname:hostname
-    curl:curl ca-certificates:update-ca-certificates shellcheck:shellcheck
+    curl:curl prometheus:prometheus ca-certificates:update-ca-certificates shellcheck:shellcheck
 )
 missing=()
 for entry in "${needed[@]}"; do

@@ -71,6 +71,7 @@ def _squeue(deployment: Deployment) -> list[str]:
 def test_services_that_ran_before_the_crash_run_after_it(api: Api, deployment: Deployment) -> None:
     service_id = api.start("vllm-single-node", TINY)["id"]
     api.until(service_id, "running")
+    wait_for(lambda: api.show(service_id)["job"]["ready_at"] is not None, "the first answer is recorded")
     before = api.show(service_id)
     assert deployment.orchestrator is not None
     deployment.orchestrator.kill()

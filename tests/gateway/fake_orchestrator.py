@@ -26,7 +26,7 @@ class FakeOrchestrator:
         answers = {
             "/health": self._health, "/ready": self._health, "/api/echo": self._echo, "/v1/stream": self._stream,
             "/v1/slow": self._slow, "/v1/broken": self._broken, "/api/big": self._big,
-            "/api/gzip": self._gzip,
+            "/api/gzip": self._gzip, "/api/services/targets": self._echo,
         }  # fmt: skip
         await answers.get(path, self._unknown)(scope, receive, send)
 

@@ -46,7 +46,7 @@ async def test_own_routes(client: httpx2.AsyncClient) -> None:
     health = (await client.get("/health")).json()
     assert (health["status"], health["ready"], health["orchestrator"]["version"]) == ("healthy", True, "9.9")
     assert (await client.get("/ready")).json() == {"ready": True}
-    for path in ("/", "/health", "/ready", "/docs", "/openapi.json", "/api/v1/echo"):
+    for path in ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json", "/api/v1/echo"):
         head = await client.head(path)
         assert (head.status_code, head.content) == (200, b""), path
 
@@ -176,6 +176,7 @@ def test_the_document_speaks_the_gateway_s_paths() -> None:
     assert document["paths"]["/api/v1/services"] == {"post": operation("create")}
     assert document["paths"]["/api/v1/services/{id}"] == {"delete": operation("stop")}
     assert set(document["paths"]) == {
-        "/", "/health", "/ready", "/v1/models", "/api/v1/services", "/api/v1/services/{id}", "/api/v1/vllm/{id}/prompt",
+        "/", "/health", "/metrics", "/ready", "/v1/models",
+        "/api/v1/services", "/api/v1/services/{id}", "/api/v1/vllm/{id}/prompt",
     }  # fmt: skip
     assert "gateway" in document["paths"]["/health"]["get"]["tags"]

@@ -1,0 +1,48 @@
+"""The gateway's own metrics: requests by kind of path, and the way to the orchestrator."""
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
+
+from gateway import paths
+from gateway.link import LinkState, LinkStatus
+from orchestrator.exposition import CONTENT_TYPE, counted, gauge, render
+from orchestrator.traffic import OTHER, Traffic
+
+OWN = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
+_KINDS = ("/api", "/v1")
+
+
+def traffic_in(registry: CollectorRegistry) -> Traffic:
+    return Traffic(registry, "sluice_gateway", "kind")
+
+
+def traffic_of(scope: Scope) -> Traffic:
+    traffic: Traffic = scope["state"]["traffic"]
+    return traffic
+
+
+def kind_of(scope: Scope) -> str:
+    """What a request asked for: `own`, `api`, `v1`, `relayed` for all else that is passed on, `other` for nothing."""
+    path: str = scope["path"]
+    if path in OWN or path.startswith("/docs/"):
+        return "own"
+    for prefix in _KINDS:
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return prefix.removeprefix("/")
+    return "relayed" if paths.is_relayed(path) else OTHER
+
+
+def of_link(status: LinkStatus) -> list[Metric]:
+    states = [({"state": state.value}, float(state is status.state)) for state in LinkState]
+    reconnects = CounterMetricFamily(
+        "sluice_gateway_tunnel_reconnects", "How often the tunnel was opened again.", value=status.reconnects
+    )
+    return [gauge("sluice_gateway_tunnel", "1 at the state that the tunnel is in.", states), reconnects]
+
+
+async def show_metrics(request: Request) -> Response:
+    families = [*counted(request.state.registry), *of_link(request.state.link.status)]
+    return Response(render(families), media_type=CONTENT_TYPE)
