@@ -23,6 +23,8 @@ from orchestrator.settings import Settings
 from tests.fake_slurm import FakeSlurm
 from tests.orchestrating import RECIPE, fake_engine_site, until
 
+pytestmark = pytest.mark.system
+
 JSON = dict[str, Any]
 CPU: JSON = {"resources": {"gpu": None, "cpu": 1, "memory": "1G"}}
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"

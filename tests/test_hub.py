@@ -21,6 +21,8 @@ from orchestrator.settings import Settings, SettingsError, Site
 from tests.fake_hub import TOKEN, FakeHub, Mood, fake_hub, model
 from tests.orchestrating import Clock, fake_engine_site
 
+pytestmark = pytest.mark.system
+
 JSON = dict[str, Any]
 QWEN = "Qwen/Qwen2.5-7B-Instruct"
 PREFIXES = ("/api/services", "/api", "/api/v1", "/api/v1/services")

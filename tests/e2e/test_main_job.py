@@ -75,3 +75,12 @@ def test_the_example_fails_when_the_model_fails(api: Api) -> None:
     done = run_example("vllm_simple_example.py", "--recipe", "inference/llamacpp-cpu", "--model", "a b")
     assert done.returncode == 1
     assert "LLAMACPP_MODEL" in done.stderr or "config.model" in done.stderr
+
+
+@pytest.mark.parametrize("recipe", ["inference/llamacpp-cpu", "inference/vllm-single-node"])
+def test_the_example_with_metrics_shows_what_the_engine_counted(api: Api, recipe: str) -> None:
+    service = api.start(recipe, {"resources": {"gpu": None, "cpu": 1, "memory": "2G"}})
+    api.until(service["id"], "running")
+    done = run_example("vllm_simple_example_with_metrics.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "tokens_total" in done.stdout
