@@ -14,8 +14,9 @@ demo: setup
 	@$(BIN)/sluice demo $(if $(ONCE),--once)
 
 # Everything: the cluster and vLLM as well where they can run, and must under CI=true.
-test: unit
+test: check
 	tests/prepare
+	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm"
 	$(BIN)/pytest -m "system or cluster or vllm"
 
 check: setup

@@ -15,7 +15,7 @@ from orchestrator.recipes import RecipeBook
 from orchestrator.runs import RunFolder
 from orchestrator.schedulers import JobSpec, Scheduler
 from orchestrator.script import Target, render
-from orchestrator.settings import Settings, SettingsError
+from orchestrator.settings import Settings, read_token
 from orchestrator.store import Store
 from orchestrator.volumes import make_volume, volume_path
 
@@ -121,7 +121,7 @@ class Services:
     def _secrets(self) -> dict[str, str]:
         keys = {"VLLM_API_KEY": secrets.token_urlsafe(32)}
         if self.settings.site.token_file is not None:
-            keys["HF_TOKEN"] = _read_token(Path(self.settings.site.token_file).expanduser())
+            keys["HF_TOKEN"] = read_token(Path(self.settings.site.token_file).expanduser())
         return keys
 
     async def submit(self, job: Job, *, actor: str) -> None:
@@ -169,10 +169,3 @@ def job_name(submission_id: str) -> str:
 
 def plan_of(service: Service) -> Plan:
     return Plan.model_validate(service.plan)
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").strip()
-    except OSError as exc:
-        raise SettingsError(f"cannot read the token file {path} of [site] token_file: {exc}") from exc

@@ -179,7 +179,7 @@ class Watcher:
         self._probes += 1
         # One that answers is asked less often: requests notice its death before we do.
         replicas = [r for r in self.replicas.every() if not r.ready or self._probes % 5 == 0]
-        answered = {r.submission_id for r in replicas if r.ready}
+        answered = {r.submission_id for r in self.replicas.every() if r.ready}
         async with asyncio.TaskGroup() as group:
             for replica in replicas:
                 group.create_task(probe(self.client, replica))

@@ -183,6 +183,7 @@ for _ in 1 2 3; do
   start 0 "$WISH"
   wait "${ENGINES[0]}"
   CODE=$?
+  unset "ENGINES[0]" # its pid may be another process's by now
   # Somebody else took the port between our look and the engine's bind: it is taken although our engine is gone.
   if [ "$CODE" -ne 0 ] && listening "$PORT"; then
     say "port $PORT was taken by another process; trying the next one"

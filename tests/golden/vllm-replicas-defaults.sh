@@ -200,6 +200,7 @@ done
 # One engine has ended: again later, or never.
 ended() { # replica, exit code
   local pause
+  unset "ENGINES[$1]" # its pid may be another process's by now
   [ $((SECONDS - STARTED_AT[$1])) -lt 600 ] || FAILURES[$1]=0
   FAILURES[$1]=$((FAILURES[$1] + 1))
   [ "$2" -eq 0 ] || CODE=$2
