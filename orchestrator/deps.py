@@ -10,12 +10,12 @@ from fastapi import Depends, Header, Request
 from prometheus_client import CollectorRegistry
 
 from orchestrator.catalogue import Catalogue
-from orchestrator.errors import Invalid, NotFound
+from orchestrator.errors import Conflict, Invalid, NotFound, NotReady
 from orchestrator.groups import views
 from orchestrator.hub import Hub
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.recipes import RecipeBook
-from orchestrator.replicas import Replicas
+from orchestrator.replicas import Replica, Replicas
 from orchestrator.services import Services
 from orchestrator.settings import Settings
 from orchestrator.store import Store
@@ -76,6 +76,20 @@ async def find(app: Orchestrator, service_id: str) -> Wanted:
     if port not in ports:
         raise NotFound(f"Service {identity} has no replica {service_id[:100]!r}. Its ports are {', '.join(ports)}.")
     return Wanted(service, job, ports[port])
+
+
+def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:
+    """A replica that answers now, without taking its turn.
+
+    Raises NotReady with the status and what the service waits for, Conflict when all is over.
+    """
+    status = app.status(wanted.service, wanted.job)
+    if status.ended:
+        raise Conflict(f"Service {wanted.id} has ended ({status}); start a new one")
+    try:
+        return app.replicas.ready(wanted.service.submission_id, port=wanted.port)[0]
+    except NotReady as exc:
+        raise NotReady(f"Service {wanted.id} is not ready yet (status: {status}): {exc}") from exc
 
 
 def _orchestrator(request: Request) -> Orchestrator:

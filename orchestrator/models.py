@@ -192,6 +192,19 @@ def status_in(state: JobState, *, cancelled: bool, answers: bool) -> ServiceStat
     return ServiceStatus.PENDING
 
 
+def states_of(status: ServiceStatus) -> dict[bool, list[JobState]]:
+    """The states of jobs whose services may be in a status; the key says whether a user has cancelled the service.
+
+    For `running` and `configuring`, which also depend on the engine, these are candidates; else the answer is exact.
+    """
+    return {
+        cancelled: [
+            s for s in JobState if status in {status_in(s, cancelled=cancelled, answers=a) for a in (True, False)}
+        ]
+        for cancelled in (True, False)
+    }
+
+
 _ENDED_STATUS = {
     JobState.COMPLETED: ServiceStatus.COMPLETED,
     JobState.CANCELLED: ServiceStatus.CANCELLED,

@@ -9,14 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, func
+from sqlalchemy import ColumnElement, event, func
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlmodel import col, or_, select
+from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from orchestrator.errors import Conflict, NotFound
-from orchestrator.models import Event, Job, JobState, Service
+from orchestrator.models import Event, Job, JobState, Service, ServiceStatus, states_of
 from orchestrator.settings import SettingsError
 
 # The newest migration in orchestrator/migrations/versions.
@@ -133,29 +133,35 @@ class Store:
         return None if row is None else (row[0], row[1])
 
     async def services(
-        self, *, recipe: str | None = None, limit: int | None = None, offset: int = 0
+        self,
+        *,
+        recipe: str | None = None,
+        status: ServiceStatus | None = None,
+        groups: bool = False,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> list[tuple[Service, Job]]:
-        """Services with their job, the newest first."""
-        query = select(Service, Job).where(Job.service == Service.submission_id)
-        if recipe is not None:
-            query = query.where(Service.recipe_name == recipe)
+        """Services with their job, the newest first. With `status` those that `states_of` says may be in it; with
+        `groups` replica groups only."""
+        query = select(Service, Job).where(*_conditions(recipe, status, groups))
         query = query.order_by(col(Service.created_at).desc(), col(Service.submission_id)).offset(offset).limit(limit)
         async with self._session() as session:
             return [(service, job) for service, job in await session.exec(query)]
 
-    async def count(self, *, recipe: str | None = None) -> int:
-        query = select(func.count()).select_from(Service)
-        if recipe is not None:
-            query = query.where(Service.recipe_name == recipe)
+    async def count(
+        self, *, recipe: str | None = None, status: ServiceStatus | None = None, groups: bool = False
+    ) -> int:
+        query = select(func.count()).where(*_conditions(recipe, status, groups))
         async with self._session() as session:
             return (await session.exec(query)).one()
 
     async def open_jobs(self) -> list[tuple[Service, Job]]:
-        """The jobs that have not ended, with their services."""
+        """The jobs that have not ended, with their services, the newest first."""
         ended = [state for state in JobState if state.ended]
         query = select(Service, Job).where(Job.service == Service.submission_id, col(Job.state).not_in(ended))
         async with self._session() as session:
-            return [(service, job) for service, job in await session.exec(query)]
+            rows = await session.exec(query.order_by(col(Service.created_at).desc(), col(Service.submission_id)))
+            return [(service, job) for service, job in rows]
 
     async def tally(self) -> list[tuple[JobState, bool, int]]:
         """How many jobs there are, by state and by whether a user has cancelled their service."""
@@ -172,6 +178,20 @@ class Store:
         """The events of one submission id, oldest first."""
         async with self._session() as session:
             return (await session.exec(select(Event).where(Event.subject == subject).order_by(col(Event.id)))).all()
+
+
+def _conditions(recipe: str | None, status: ServiceStatus | None, groups: bool) -> list[ColumnElement[bool]]:
+    """What picks services and their jobs in the database."""
+    conditions = [col(Job.service) == Service.submission_id]
+    if recipe is not None:
+        conditions.append(col(Service.recipe_name) == recipe)
+    if groups:
+        conditions.append(col(Service.plan)["gpus_per_replica"].as_integer() > 0)
+    if status is not None:
+        states, cancelled = states_of(status), col(Service.cancelled_at)
+        kept = and_(cancelled.is_(None), col(Job.state).in_(states[False]))
+        conditions.append(or_(kept, and_(cancelled.is_not(None), col(Job.state).in_(states[True]))))
+    return conditions
 
 
 def _event(at: datetime, actor: str, kind: str, service: Service, detail: dict[str, Any]) -> Event:

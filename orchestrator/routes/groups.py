@@ -3,11 +3,12 @@
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Path, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 
 from orchestrator.deps import Actor, App, Orchestrator, Wanted, find
 from orchestrator.errors import NotFound
 from orchestrator.groups import is_group, tally, views
+from orchestrator.routes.paging import PAGE, Limit, Offset, tell_total
 from orchestrator.routes.services import cancelled_only
 from orchestrator.routes.shapes import (
     Group,
@@ -26,8 +27,13 @@ GroupId = Annotated[str, Path(description="The id of a group, with or without `s
 
 
 @router.get("/service-groups", summary="List the replica groups, the newest first")
-async def list_groups(app: App) -> list[Group]:
-    return [_group(app, Wanted(s, j)) for s, j in await app.store.services() if is_group(s)]
+async def list_groups(
+    app: App, request: Request, response: Response, limit: Limit = PAGE, offset: Offset = 0
+) -> list[Group]:
+    """`X-Total-Count` says how many there are in all, and `Link` where the next ones are."""
+    rows = await app.store.services(groups=True, limit=limit, offset=offset)
+    tell_total(request, response, total=await app.store.count(groups=True), limit=limit, offset=offset)
+    return [_group(app, Wanted(service, job)) for service, job in rows]
 
 
 @router.get("/service-groups/{group_id}", summary="Show a replica group")

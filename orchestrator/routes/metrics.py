@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from orchestrator.deps import App, Orchestrator, Wanted, find
+from orchestrator.deps import App, Orchestrator, Wanted, check_ready, find
 from orchestrator.errors import EngineError, NotReady
 from orchestrator.exposition import CONTENT_TYPE, counted, labelled, merged, render
 from orchestrator.groups import is_group
@@ -15,7 +15,6 @@ from orchestrator.metrics import Known, of_engines, of_orchestrator, status_info
 from orchestrator.models import Job, Service, ServiceStatus
 from orchestrator.routes.services import ServiceId
 from orchestrator.routes.shapes import public_id
-from orchestrator.routes.vllm import check_ready
 from orchestrator.scrape import Reading, read, scrape
 from orchestrator.services import plan_of
 

@@ -11,6 +11,7 @@ from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, 
 from orchestrator.errors import BadRequest, Conflict, Invalid
 from orchestrator.logs import follow, tail
 from orchestrator.models import Job, Service, ServiceStatus
+from orchestrator.routes.paging import PAGE, Limit, Offset, tell_total
 from orchestrator.routes.shapes import (
     Logs,
     Message,
@@ -51,24 +52,31 @@ async def start_service_internal(app: App, actor: Actor, key: IdempotencyKey, wa
 @router.get("/services", summary="List the services, the newest first")
 async def list_services(
     app: App,
+    request: Request,
     response: Response,
     status: Annotated[ServiceStatus | None, Query(description="Only services in this status.")] = None,
     recipe: Annotated[str | None, Query(description="Only services of this recipe.")] = None,
-    limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
-    offset: Annotated[int, Query(ge=0, le=10_000_000)] = 0,
+    limit: Limit = PAGE,
+    offset: Offset = 0,
 ) -> list[ServiceShape]:
-    """`X-Total-Count` says how many there are without `limit` and `offset`."""
+    """`X-Total-Count` says how many there are in all, and `Link` where the next ones are."""
     full_name = None if recipe is None else app.recipes.find(recipe).full_name
-    if status is None:
-        rows = await app.store.services(recipe=full_name, limit=limit, offset=offset)
-        response.headers["X-Total-Count"] = str(await app.store.count(recipe=full_name))
-        return [service_shape(app, service, job) for service, job in rows]
-    # A status is computed, not stored, so it cannot be asked of the database.
-    rows = await app.store.services(recipe=full_name)
+    rows, total = await _chosen(app, full_name, status, limit, offset)
+    tell_total(request, response, total=total, limit=limit, offset=offset)
+    return [service_shape(app, service, job) for service, job in rows]
+
+
+async def _chosen(
+    app: Orchestrator, recipe: str | None, status: ServiceStatus | None, limit: int, offset: int
+) -> tuple[list[tuple[Service, Job]], int]:
+    """One page of services, and how many there are on all pages."""
+    if status not in (ServiceStatus.CONFIGURING, ServiceStatus.RUNNING):
+        rows = await app.store.services(recipe=recipe, status=status, limit=limit, offset=offset)
+        return rows, await app.store.count(recipe=recipe, status=status)
+    # Which of the two depends on whether the engine answers now, which the database does not know.
+    rows = await app.store.services(recipe=recipe, status=status)
     matching = [(service, job) for service, job in rows if app.status(service, job) is status]
-    response.headers["X-Total-Count"] = str(len(matching))
-    end = None if limit is None else offset + limit
-    return [service_shape(app, service, job) for service, job in matching[offset:end]]
+    return matching[offset : offset + limit], len(matching)
 
 
 @router.get("/services/{service_id}", summary="Show a service")

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from orchestrator import vectors
-from orchestrator.deps import App, Orchestrator, Wanted, find
+from orchestrator.deps import App, Orchestrator, Wanted, check_ready, find
 from orchestrator.errors import BadRequest, EngineError
 from orchestrator.relay import Interrupted, RelayError, relay
 from orchestrator.replicas import Replica
@@ -30,7 +30,6 @@ from orchestrator.routes.shapes import (
     endpoint_of,
     public_id,
 )
-from orchestrator.routes.vllm import check_ready
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ async def list_vector_db_services(app: App) -> VectorDbServices:
     """All services of the category vector-db that have not ended."""
     rows = [
         (s, j)
-        for s, j in await app.store.services()
+        for s, j in await app.store.open_jobs()
         if s.recipe_name.startswith(vectors.CATEGORY) and not app.status(s, j).ended
     ]
     return VectorDbServices(

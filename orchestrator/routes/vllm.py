@@ -11,8 +11,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from orchestrator.deps import App, Orchestrator, Wanted, find
-from orchestrator.errors import BadRequest, Conflict, NotReady, ReplicaFailed
+from orchestrator.deps import App, Orchestrator, Wanted, check_ready, find
+from orchestrator.errors import BadRequest, ReplicaFailed
 from orchestrator.failover import first_answer, unless_lost
 from orchestrator.prompt import (
     CHAT,
@@ -46,7 +46,7 @@ T = TypeVar("T")
 @router.get("/vllm/services", summary="List the services that answer prompts")
 async def list_vllm_services(app: App) -> VllmServices:
     """All services of recipes that serve a model and have not ended."""
-    rows = [(s, j) for s, j in await app.store.services() if plan_of(s).models and not app.status(s, j).ended]
+    rows = [(s, j) for s, j in await app.store.open_jobs() if plan_of(s).models and not app.status(s, j).ended]
     return VllmServices(
         vllm_services=[
             VllmService(
@@ -199,17 +199,3 @@ async def while_connected(request: Request, answer: Coroutine[Any, Any, T]) -> T
         answering.cancel()
         leaving.cancel()
         await asyncio.wait({answering, leaving})
-
-
-def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:
-    """A replica that answers now, without taking its turn.
-
-    Raises NotReady with the status and what the service waits for, Conflict when all is over.
-    """
-    status = app.status(wanted.service, wanted.job)
-    if status.ended:
-        raise Conflict(f"Service {wanted.id} has ended ({status}); start a new one")
-    try:
-        return app.replicas.ready(wanted.service.submission_id, port=wanted.port)[0]
-    except NotReady as exc:
-        raise NotReady(f"Service {wanted.id} is not ready yet (status: {status}): {exc}") from exc
