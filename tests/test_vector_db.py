@@ -295,8 +295,32 @@ def test_a_small_vector_in_a_large_collection_is_qdrants_own_400(simple: Simple)
     status, body = simple.ask("PUT", "collections/large/points", POINTS)
     assert (status, body["success"], body["error"]) == (400, False, body["detail"])
     assert body["detail"].startswith("Wrong input: Vector dimension error: expected dim: 384, got 4")
-    status, body = simple.ask("POST", "collections/large/points/search", {"query_vector": [1.0]})
-    assert (status, body["success"]) == (400, False)
+    status, body = simple.ask("POST", "collections/large/points/search", {"query_vector": [0.1, 0.2, 0.3, 0.4]})
+    assert (status, body["success"], body["error"]) == (400, False, body["detail"])
+    assert body["detail"].startswith("Wrong input: Vector dimension error: expected dim: 384, got 4")
+
+
+QUERIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "search": ("search", {"vector": [1.0], "limit": 1}),
+    "search-named": ("search", {"vector": {"name": "", "vector": [1.0]}, "limit": 1}),
+    "query": ("query", {"query": [1.0]}),
+    "nearest": ("query", {"query": {"nearest": [1.0]}}),
+    "multivector": ("query", {"query": [[1.0, 2.0, 3.0, 4.0], [1.0]]}),
+    "prefetch": ("query", {"query": [1.0] * 4, "prefetch": {"query": [1.0] * 4, "prefetch": [{"query": [1.0]}]}}),
+    "groups": ("query/groups", {"query": [1.0], "group_by": "text"}),
+    "batch": ("query/batch", {"searches": [{"query": [1.0] * 4}, {"query": [1.0]}]}),
+}
+
+
+@pytest.mark.parametrize("case", QUERIES)
+def test_a_query_of_another_length_is_refused_in_qdrants_words(simple: Simple, case: str) -> None:
+    """By the embedded engine itself: numpy would compare one number with each of a vector's, and answer."""
+    path, body = QUERIES[case]
+    assert simple.ask("PUT", "collections/euclid", {"vector_size": 4, "distance": "Euclid"})[0] == 200
+    assert simple.ask("PUT", "collections/euclid/points", POINTS)[0] == 200
+    status, told = simple.ask("POST", f"qdrant/collections/euclid/points/{path}", body)
+    refused = {"error": "Wrong input: Vector dimension error: expected dim: 4, got 1"}
+    assert (status, told["status"]) == (400, refused)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import Cluster
+from tests.cluster.cluster import Cluster, laptop_namespace
 from tests.e2e.deployment import Api, Deployment, laptop_api, shared_python, site_config, unpacked_wheel, wait_for
 from tests.vllm import make
 from tests.vllm.fixtures import VllmEnvironment
@@ -45,6 +45,20 @@ def api(deployment: Deployment) -> Iterator[Api]:
     deployment.start_gateway()
     with laptop_api() as one:
         wait_for(one.ready, "the gateway is ready")
+        yield one
+
+
+@pytest.fixture(scope="module")
+def shared_laptop(cluster: Cluster) -> Iterator[Cluster]:
+    """As `laptop`, for all tests of a module."""
+    with laptop_namespace(cluster):
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def shared_deployment(shared_laptop: Cluster, installed: tuple[Path, Path]) -> Iterator[Deployment]:
+    """As `deployment`, for all tests of a module."""
+    with torn_down(Deployment.of(shared_laptop, installed)) as one:
         yield one
 
 

@@ -124,6 +124,11 @@ class Deployment:
     def socket(self) -> Path:
         return self.home / "orchestrator.sock"
 
+    def embed_qdrant(self) -> None:
+        """Name the embedded engine as the Qdrant of the site: the cluster has no other."""
+        serve = self.site / "orchestrator/builtin_recipes/vector-db/qdrant-embedded/serve.py"
+        self.config += f'\n[site.engines.qdrant]\ncommand = ["{self.python}", "{serve}"]\n'
+
     def start_orchestrator(self, wait: bool = True) -> None:
         config = self.cluster.home / "site.toml"
         config.write_text(self.config)

@@ -17,9 +17,8 @@ SMALL = {"resources": {"cpu": 1, "memory": "1G"}}
 
 @pytest.fixture
 def qdrant_api(deployment: Deployment) -> Iterator[Api]:
-    """A deployment whose Qdrant is the embedded engine: the cluster has no other."""
-    serve = deployment.site / "orchestrator/builtin_recipes/vector-db/qdrant-embedded/serve.py"
-    deployment.config += f'\n[site.engines.qdrant]\ncommand = ["{deployment.python}", "{serve}"]\n'
+    """A deployment whose Qdrant is the embedded engine."""
+    deployment.embed_qdrant()
     deployment.start_orchestrator()
     deployment.start_gateway()
     with laptop_api() as api:

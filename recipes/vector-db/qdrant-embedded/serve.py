@@ -253,6 +253,7 @@ def query_batch(client: QdrantClient, call: Call) -> Any:
 
 
 def query(client: QdrantClient, collection: str, request: m.QueryRequest) -> m.QueryResponse:
+    check_lengths(client, collection, request)
     return client.query_points(
         collection,
         query=request.query,
@@ -270,6 +271,7 @@ def query(client: QdrantClient, collection: str, request: m.QueryRequest) -> m.Q
 
 
 def query_groups(client: QdrantClient, call: Call) -> Any:
+    check_lengths(client, call.collection, call.body)
     return client.query_points_groups(
         call.collection,
         group_by=call.body.group_by,
@@ -290,10 +292,12 @@ def query_groups(client: QdrantClient, call: Call) -> Any:
 
 def classic_search(client: QdrantClient, call: Call) -> Any:
     named = isinstance(call.body.vector, NamedVector)
+    vector, using = (call.body.vector.vector, call.body.vector.name) if named else (call.body.vector, None)
+    check_length(client, call.collection, vector, using)
     found = client.query_points(
         call.collection,
-        query=call.body.vector.vector if named else call.body.vector,
-        using=call.body.vector.name if named else None,
+        query=vector,
+        using=using,
         query_filter=call.body.filter,
         search_params=call.body.params,
         limit=call.body.limit,
@@ -303,6 +307,27 @@ def classic_search(client: QdrantClient, call: Call) -> Any:
         score_threshold=call.body.score_threshold,
     )
     return found.points
+
+
+def check_lengths(client: QdrantClient, collection: str, request: Any) -> None:
+    """The vectors of a query and of its prefetches, however deep."""
+    check_length(client, collection, request.query, request.using)
+    within = request.prefetch or []
+    for prefetch in within if isinstance(within, list) else [within]:
+        check_lengths(client, collection, prefetch)
+
+
+def check_length(client: QdrantClient, collection: str, query: Any, using: str | None) -> None:
+    """Local mode leaves this to numpy, which has words of its own, or takes a single number for all of a vector's."""
+    nearest = query.nearest if isinstance(query, m.NearestQuery) else query
+    vectors = client.get_collection(collection).config.params.vectors or {}
+    expected = (vectors if isinstance(vectors, dict) else {"": vectors}).get(using or "")
+    if expected is None or not isinstance(nearest, list):
+        return
+    for one in nearest if nearest and isinstance(nearest[0], list) else [nearest]:
+        if len(one) != expected.size:
+            told = f"expected dim: {expected.size}, got {len(one)}"
+            raise Refused(400, f"Wrong input: Vector dimension error: {told}")
 
 
 def matrix_pairs(client: QdrantClient, call: Call) -> Any:

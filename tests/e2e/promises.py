@@ -1,0 +1,648 @@
+"""What each operation of the HTTP API promises, checked on the answer that the real curl got.
+
+`PROMISES` has one entry for each operation; a command without one is an error, so that no document can drift away.
+"""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+from urllib.parse import parse_qs
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cluster.cluster import Cluster
+from tests.curls import Curl
+from tests.e2e.deployment import Api, wait_for
+
+JSON = "application/json"
+TEXT = "text/plain"
+EVENTS = "text/event-stream"
+# What the documents write where a reader writes an id of their own: 3652098, sg-3652098, 3652098:8002.
+PLACE = re.compile(r"(?<=/)(?P<alias>sg-)?\d{5,}(?P<port>:\d+)?(?=[/?]|$)")
+# Environment names of the documents, and the engine's option that each becomes.
+OPTIONS = {
+    "VLLM_MODEL": "--model",
+    "VLLM_HOST": "--host",
+    "VLLM_PORT": "--port",
+    "VLLM_MAX_MODEL_LEN": "--max-model-len",
+    "VLLM_TENSOR_PARALLEL_SIZE": "--tensor-parallel-size",
+    "VLLM_GPU_MEMORY_UTILIZATION": "--gpu-memory-utilization",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What curl printed, taken apart. `text` is the body."""
+
+    status: int
+    headers: dict[str, str]
+    text: str
+
+    @classmethod
+    def parse(cls, printed: str) -> "Answer":
+        head, _, text = printed.partition("\n\n")
+        first, *lines = head.splitlines()
+        pairs = (line.partition(":") for line in lines)
+        return cls(int(first.split()[1]), {name.lower(): value.strip() for name, _, value in pairs}, text)
+
+    def json(self, status: int = 200) -> Any:
+        self.check(JSON, status)
+        return json.loads(self.text)
+
+    def metrics(self) -> dict[str, list[tuple[dict[str, str], float]]]:
+        """The samples of a Prometheus text, by name."""
+        self.check(TEXT)
+        found: dict[str, list[tuple[dict[str, str], float]]] = {}
+        for family in text_string_to_metric_families(self.text):
+            for sample in family.samples:
+                found.setdefault(sample.name, []).append((dict(sample.labels), sample.value))
+        return found
+
+    def check(self, kind: str, status: int = 200) -> None:
+        assert self.status == status, f"{self.status} instead of {status}: {self.text}"
+        assert self.headers["content-type"].partition(";")[0] == kind, self.headers
+
+
+@dataclass(frozen=True)
+class Call:
+    """A command with the ids of services that run. `id`: that of its own path; `running`: vllm, group and qdrant."""
+
+    curl: Curl
+    api: Api
+    cluster: Cluster
+    running: dict[str, str]
+    id: str = ""
+
+    @property
+    def asked(self) -> Any:
+        return json.loads(self.curl.body or "null")
+
+    @property
+    def query(self) -> dict[str, str]:
+        return {name: values[0] for name, values in parse_qs(self.curl.query).items()}
+
+    @property
+    def name(self) -> str:
+        """What the path names beside a service: a collection, a recipe, a model."""
+        return self.curl.path.partition("/collections/")[2].split("/")[0] or self.curl.path.rpartition("/")[2]
+
+    @property
+    def endpoint(self) -> str:
+        return str(self.api.show(self.id)["endpoint"])
+
+    def run(self, during: "During | None" = None) -> Answer:
+        """The very command, with an id of ours, and with the head of the answer printed too."""
+        url = PLACE.sub(rf"\g<alias>{self.id}", self.curl.url)
+        words = (url if word == self.curl.url else word for word in self.curl.argv[1:])
+        with NamedTemporaryFile() as printed, NamedTemporaryFile() as trouble:
+            process = subprocess.Popen(["curl", "-q", "-sS", "-i", *words], stdout=printed, stderr=trouble)
+            try:
+                if during:
+                    during(self, Path(printed.name))
+                assert process.wait(30) == 0, Path(trouble.name).read_text()
+            finally:
+                process.kill()
+                process.wait()
+            return Answer.parse(Path(printed.name).read_text())
+
+
+During = Callable[[Call, Path], None]
+
+
+@dataclass(frozen=True)
+class Promise:
+    """`targets`: the kinds of service that the id in the path may be of; each is tried.
+
+    `ends`: the command ends its service, so it gets one of its own. `before` makes it possible; `during` is done while
+    the command runs, and can read what it has printed so far.
+    """
+
+    check: Callable[[Call, Answer], None]
+    targets: tuple[str, ...] = ("",)
+    ends: bool = False
+    before: Callable[[Call], None] | None = None
+    during: During | None = None
+
+
+# Services
+
+
+def started(call: Call, answer: Answer) -> None:
+    """What was asked for is in the answer, with Slurm and with the engine, which comes to run. Then it is stopped."""
+    shown, config = answer.json(), call.asked.get("config", {})
+    recipe = call.api.get(f"/api/v1/recipes/{call.asked['recipe_name']}")
+    full_name = f"{recipe['category']}/{recipe['name']}"
+    try:
+        assert (shown["recipe_name"], shown["config"], shown["status"]) == (full_name, config, "pending")
+        assert shown["name"] == f"{full_name}-{'group' if shown['type'] else shown['id']}"
+        assert datetime.fromisoformat(shown["created_at"]).tzinfo
+        call.api.until(shown["id"], "running")
+        resources = recipe["resources"] | {k: v for k, v in config.items() if k in recipe["resources"]}
+        check_job(call.cluster, shown["id"], resources | config.get("resources", {}))
+        if recipe["category"] == "inference":
+            check_engines(call, shown, config, recipe["parameters"])
+        if shown["type"]:
+            check_replicas(call, shown, config, resources | config.get("resources", {}))
+        if any(header.startswith("Idempotency-Key:") for header in call.curl.headers):
+            assert call.run().json()["id"] == shown["id"], "a second service"
+    finally:
+        call.api.cancel(shown["id"])
+    ended(call, shown["id"])
+
+
+def check_job(cluster: Cluster, job: str, resources: dict[str, Any]) -> None:
+    """Slurm's own record of the job has the resources that were asked for."""
+    record = cluster.run("login", ["scontrol", "-o", "show", "job", job], check=True).stdout
+    fields = dict(word.partition("=")[::2] for word in record.split())
+    hours, minutes, _ = fields["TimeLimit"].split(":")
+    assert 60 * int(hours) + int(minutes) == int(resources["time_limit"]), record
+    assert (fields["NumNodes"], fields["NumCPUs"]) == (str(resources["nodes"]), str(resources["cpu"])), record
+    assert fields["MinMemoryNode"] == resources["memory"], record
+    gpus = int(resources["gpu"] or 0)
+    assert fields.get("TresPerNode", "").rpartition(":")[2] == (str(gpus) if gpus else ""), record
+
+
+def check_engines(call: Call, shown: dict[str, Any], config: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """The engines' own command lines and environments have what the config says."""
+    asked = config.get("environment", {})
+    model = config.get("model") or asked.get("VLLM_MODEL") or parameters["VLLM_MODEL"]["default"]
+    assert call.api.get(f"/api/v1/vllm/{shown['id']}/models")["models"] == [model]
+    engines = engines_of(call.cluster, shown["id"])
+    assert len(engines) == (shown["total_replicas"] or 1)
+    for words, environment in engines:
+        assert words[words.index("--model") + 1] == model
+        for name, option in OPTIONS.items():
+            assert name not in asked or words[words.index(option) + 1] == str(asked[name]), words
+        assert asked.get("CUDA_VISIBLE_DEVICES") in (None, environment.get("CUDA_VISIBLE_DEVICES"))
+
+
+def engines_of(cluster: Cluster, job: str) -> list[tuple[list[str], dict[str, str]]]:
+    """The words and the environment of each engine of a job."""
+    found = []
+    for pid in cluster.pids():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            entries = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        environment = dict(entry.partition("=")[::2] for entry in entries)
+        if environment.get("SLURM_JOB_ID") == job and words[1:2] == [str(cluster.root / "fake_engine.py")]:
+            found.append((words, environment))
+    return found
+
+
+def check_replicas(call: Call, shown: dict[str, Any], config: dict[str, Any], resources: dict[str, Any]) -> None:
+    """All of a group's replicas come to answer, on the ports that were asked for."""
+    count = int(resources["gpu"]) // int(config.get("gpu_per_replica", 1))
+    assert (shown["type"], shown["total_replicas"], shown["replicas_per_node"]) == ("replica_group", count, count)
+    health = f"/api/v1/service-groups/{shown['id']}/status"
+    wait_for(lambda: call.api.get(health)["overall_status"] == "healthy", "all replicas answer")
+    replicas = call.api.get(health)["replica_statuses"]
+    first = int(config.get("base_port", 8001))
+    assert [replica["port"] for replica in replicas] == [first + n for n in range(count)]
+
+
+def ended(call: Call, service_id: str) -> None:
+    """The service is cancelled, its record is kept, and Slurm has ended the job."""
+    assert call.api.status(service_id) == "cancelled"
+    wait_for(lambda: call.api.show(service_id)["job"]["state"] == "CANCELLED", "the job has ended")
+    assert f"{service_id}|" not in call.cluster.run("login", ["squeue", "-h", "-o", "%i|"], check=True).stdout
+
+
+def listed(call: Call, answer: Answer) -> None:
+    services, query = answer.json(), call.query
+    assert len(services) <= int(query.get("limit", 10_000))
+    assert int(answer.headers["x-total-count"]) >= len(services)
+    for service in services:
+        assert query.get("status") in (None, service["status"])
+        assert service["recipe_name"].endswith(query.get("recipe", ""))
+    wanted = {call.running["vllm"]} if query else set(call.running.values())
+    assert wanted <= {service["id"] for service in services}
+
+
+def shown(call: Call, answer: Answer) -> None:
+    service = answer.json()
+    assert (service["id"], service["status"], service["reason"]) == (call.id, "running", "")
+    identity, _, port = call.id.partition(":")
+    assert service["endpoint"].startswith("http://") and service["endpoint"].endswith(port)
+    assert (service["job"]["id"], service["job"]["state"]) == (identity, "RUNNING")
+    assert service["nodes"][0] in ("node1", "node2")
+    assert datetime.fromisoformat(service["started_at"]) < datetime.fromisoformat(service["ends_at"])
+    if port:
+        assert (service["group_id"], service["replica_index"]) == (identity, int(port) - 8001)
+
+
+def status(call: Call, answer: Answer) -> None:
+    assert answer.json() == {"status": "running"}
+
+
+def cancelled(call: Call, answer: Answer) -> None:
+    message = f"Service {call.id} status updated to cancelled"
+    assert answer.json() == {"message": message, "service_id": call.id, "status": "cancelled"}
+    ended(call, call.id)
+
+
+def stopped(call: Call, answer: Answer) -> None:
+    assert call.id in answer.json()["message"]
+    assert answer.headers["deprecation"] == "true"
+    ended(call, call.id)
+
+
+def enough_to_cut(call: Call) -> None:
+    """The engine writes a line for each prompt."""
+    for number in range(int(call.query.get("tail", 0)) + 1):
+        call.api.prompt(call.id, f"number {number}")
+
+
+def logs(call: Call, answer: Answer) -> None:
+    written = answer.json()
+    assert written["stdout"] in written["logs"] and written["stderr"] in written["logs"]
+    assert "listens on" in written["stdout"]
+    if "tail" in call.query:
+        assert len(written["stderr"].splitlines()) == int(call.query["tail"])
+    else:
+        assert "starting vllm" in written["stderr"]
+    assert "POST /v1/chat/completions" in written["stderr"]
+
+
+def end_once_followed(call: Call, printed: Path) -> None:
+    """End the service when its log has arrived: what is followed is there at once, not only at the end."""
+    wait_for(lambda: "starting vllm" in printed.read_text(), "the log is streamed")
+    call.api.cancel(call.id)
+
+
+def followed(call: Call, answer: Answer) -> None:
+    answer.check(TEXT)
+    assert "starting vllm" in answer.text
+    ended(call, call.id)
+
+
+# Groups
+
+
+def groups(call: Call, answer: Answer) -> None:
+    found = {group["id"]: group for group in answer.json()}
+    check_group(call.running["group"], found[call.running["group"]])
+
+
+def group(call: Call, answer: Answer) -> None:
+    check_group(call.id, answer.json())
+
+
+def check_group(identity: str, told: dict[str, Any]) -> None:
+    assert (told["id"], told["type"], told["status"]) == (identity, "replica_group", "running")
+    count = (told["num_nodes"], told["replicas_per_node"], told["total_replicas"], told["healthy_replicas"])
+    assert count == (1, 2, 2, 2)
+    assert (told["starting_replicas"], told["pending_replicas"], told["failed_replicas"]) == (0, 0, 0)
+    (node,) = told["node_jobs"]
+    assert (node["job_id"], node["node_index"], node["node"]) == (identity, 0, "node1")
+    check_members(identity, node["replicas"])
+
+
+def check_members(identity: str, replicas: list[dict[str, Any]]) -> None:
+    assert [replica["id"] for replica in replicas] == [f"{identity}:8001", f"{identity}:8002"]
+    assert [(replica["port"], replica["gpu_id"]) for replica in replicas] == [(8001, "0"), (8002, "1")]
+    assert all(replica["status"] == "running" and replica["job_id"] == identity for replica in replicas)
+    assert all(replica["endpoint"].endswith(f":{replica['port']}") for replica in replicas)
+
+
+def group_health(call: Call, answer: Answer) -> None:
+    told, identity = answer.json(), call.id
+    check_members(identity, told.pop("replica_statuses"))
+    none = {"starting_replicas": 0, "pending_replicas": 0, "failed_replicas": 0}
+    all_well = {"overall_status": "healthy", "total_replicas": 2, "healthy_replicas": 2}
+    assert told == {"group_id": identity} | all_well | none
+
+
+def group_cancelled(call: Call, answer: Answer) -> None:
+    message = f"Service group {call.id} status updated to cancelled"
+    assert answer.json() == {"success": True, "message": message, "group_id": call.id, "replicas_updated": 2}
+    ended(call, call.id)
+
+
+def group_stopped(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["success"], told["group_id"], told["replicas_stopped"]) == (True, call.id, 2)
+    assert told["jobs_cancelled"] == [call.id]
+    assert answer.headers["deprecation"] == "true"
+    ended(call, call.id)
+
+
+# Models
+
+
+def prompted(call: Call, answer: Answer) -> None:
+    if call.asked.get("stream"):
+        streamed(call, answer)
+    else:
+        check_text(call, answer.json())
+
+
+def check_text(call: Call, told: dict[str, Any]) -> None:
+    assert (told["success"], told["service_id"], told["response"]) == (True, call.id, told["text"])
+    assert call.asked["prompt"] in told["text"]
+    assert told["endpoint"].startswith("http://") and told["endpoint_used"]
+    assert 0 < told["usage"]["completion_tokens"] <= call.asked.get("max_tokens", 150)
+    routed = (told["routed_to"], told["group_id"], told["total_replicas"])
+    if call.id != call.running["group"]:
+        assert routed == (None, None, None)
+    else:
+        assert routed[0] in (f"{call.id}:8001", f"{call.id}:8002")
+        assert routed[1:] == (call.id, 2)
+
+
+def streamed(call: Call, answer: Answer) -> None:
+    answer.check(EVENTS)
+    events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+    assert events.pop() == "[DONE]"
+    words = [json.loads(event)["choices"][0]["delta"].get("content", "") for event in events]
+    assert len(words) > 3, "it comes in pieces"
+    assert call.asked["prompt"] in "".join(words)
+
+
+def vllm_services(call: Call, answer: Answer) -> None:
+    found = {service["id"]: service for service in answer.json()["vllm_services"]}
+    assert {call.running["vllm"], call.running["group"]} <= set(found)
+    assert call.running["qdrant"] not in found
+    check_listed(call, found[call.running["vllm"]])
+
+
+def check_listed(call: Call, listed: dict[str, Any]) -> None:
+    whole = call.api.show(listed["id"])
+    assert listed == {name: whole[name] for name in ("id", "name", "recipe_name", "endpoint", "status")}
+    assert (listed["status"], listed["endpoint"].startswith("http://")) == ("running", True)
+
+
+def loaded_models(call: Call, answer: Answer) -> None:
+    endpoint = call.endpoint
+    assert answer.json() == {"success": True, "models": ["gpt2"], "service_id": call.id, "endpoint": endpoint}
+
+
+def available_models(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert "Qwen2ForCausalLM" in told["supported_architectures"]["text-generation"]
+    assert told["examples"]["text-generation"] and told["resource_guidelines"] and told["how_to_find_models"]
+    assert told["model_source"].startswith("Hugging Face Hub")
+
+
+def searched_models(call: Call, answer: Answer) -> None:
+    told, query = answer.json(), call.query
+    assert 0 < told["total"] == len(told["models"]) <= int(query.get("limit", 20))
+    for model in told["models"]:
+        assert query.get("query", "").lower() in model["id"].lower()
+        assert query.get("architecture") in (None, model["architecture"])
+        assert model["downloads"] > 0 and model["vllm_compatible"] is (model["architecture"] is not None)
+
+
+def one_model(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["id"], told["vllm_compatible"]) == (call.curl.path.partition("/model-info/")[2], True)
+    assert (told["architecture"], told["task_type"]) == ("Qwen2ForCausalLM", "text-generation")
+    assert told["size_gb"] == round(told["size_bytes"] / 1e9, 2) > 0
+
+
+def model_options(call: Call, answer: Answer) -> None:
+    options = {option["value"]: option["label"] for option in answer.json()}
+    assert options["Qwen/Qwen2.5-7B-Instruct"] == "Qwen/Qwen2.5-7B-Instruct (7.6B)"
+
+
+# Recipes
+
+
+def recipes(call: Call, answer: Answer) -> None:
+    names = {f"{recipe['category']}/{recipe['name']}" for recipe in answer.json()}
+    assert {"inference/vllm-single-node", "inference/vllm-replicas", "vector-db/qdrant"} <= names
+
+
+def recipe(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert told["name"] == call.name
+    minutes = {"vllm-single-node": 15, "vllm-replicas": 30}[call.name]
+    assert [told["resources"][name] for name in ("nodes", "gpu", "time_limit")] == [1, 4, minutes]
+    assert told["ports"] == [8001] and told["version"] and told["description"]
+    assert {"path", "image", "category"} <= set(told)
+    for parameter in told["parameters"].values():
+        assert {"description", "type", "default", "required", "location"} <= set(parameter)
+    assert told["parameters"]["VLLM_MODEL"]["default"] == "Qwen/Qwen2.5-0.5B-Instruct"
+
+
+# Vector databases
+
+
+def vector_db_services(call: Call, answer: Answer) -> None:
+    found = {service["id"]: service for service in answer.json()["vector_db_services"]}
+    assert call.running["vllm"] not in found
+    check_listed(call, found[call.running["qdrant"]])
+
+
+def collections_of(call: Call) -> list[str]:
+    names: list[str] = call.api.get(f"/api/v1/vector-db/{call.id}/collections")["collections"]
+    return names
+
+
+def size_of(call: Call) -> int:
+    """How long the vectors of the path's collection really are."""
+    told = call.api.get(f"/api/v1/vector-db/{call.id}/qdrant/collections/{call.name}")
+    return int(told["result"]["config"]["params"]["vectors"]["size"])
+
+
+def check_about_collection(call: Call, told: dict[str, Any]) -> None:
+    about = (told["success"], told["service_id"], told["endpoint"], told["collection_name"])
+    assert about == (True, call.id, call.endpoint, call.name)
+
+
+def collections(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["success"], told["service_id"], told["endpoint"]) == (True, call.id, call.endpoint)
+    native = call.api.get(f"/api/v1/vector-db/{call.id}/qdrant/collections")["result"]["collections"]
+    assert sorted(told["collections"]) == sorted(one["name"] for one in native)
+
+
+def without_collection(call: Call) -> None:
+    """Two documents may create the same one, and a second time is a 409."""
+    if call.name in collections_of(call):
+        assert call.api.http.delete(f"/api/v1/vector-db/{call.id}/collections/{call.name}").status_code == 200
+
+
+def collection_created(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    check_about_collection(call, told)
+    assert {"vector_size": told["vector_size"], "distance": told["distance"]} == call.asked
+    assert call.name in collections_of(call)
+    assert size_of(call) == call.asked["vector_size"]
+
+
+def collection_shown(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    check_about_collection(call, told)
+    assert told["collection_info"]["config"]["params"]["vectors"]["size"] == size_of(call)
+    assert told["collection_info"]["points_count"] > 0
+
+
+def collection_deleted(call: Call, answer: Answer) -> None:
+    check_about_collection(call, answer.json())
+    assert call.name not in collections_of(call)
+
+
+def refused_by_size(call: Call, answer: Answer, given: int) -> bool:
+    """True when the vectors do not fit the collection; then the answer must be the engine's own 400."""
+    size = size_of(call)
+    if given == size:
+        return False
+    told = answer.json(400)
+    assert told["success"] is False and told["error"] == told["detail"]
+    assert f"expected dim: {size}, got {given}" in told["error"]
+    return True
+
+
+def points_upserted(call: Call, answer: Answer) -> None:
+    points = call.asked["points"]
+    if refused_by_size(call, answer, len(points[0]["vector"])):
+        return
+    told = answer.json()
+    check_about_collection(call, told)
+    assert told["num_points"] == len(points)
+    native = f"/api/v1/vector-db/{call.id}/qdrant/collections/{call.name}/points"
+    for point in points:
+        assert call.api.get(f"{native}/{point['id']}")["result"]["payload"] == point["payload"]
+
+
+def points_found(call: Call, answer: Answer) -> None:
+    if refused_by_size(call, answer, len(call.asked["query_vector"])):
+        return
+    told = answer.json()
+    check_about_collection(call, told)
+    assert 0 < len(told["results"]) == told["num_results"] <= call.asked["limit"]
+    assert told["result"] == told["results"]
+    native = f"/api/v1/vector-db/{call.id}/qdrant/collections/{call.name}/points/query"
+    body = {"query": call.asked["query_vector"], "limit": call.asked["limit"], "with_payload": True}
+    points = call.api.http.post(native, json=body).json()["result"]["points"]
+    assert told["results"] == [{name: point[name] for name in ("id", "score", "payload")} for point in points]
+
+
+def native_answer(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert told["status"] == "ok" and told["time"] >= 0 and told["result"]
+
+
+# Metrics and health
+
+
+def service_metrics(call: Call, answer: Answer) -> None:
+    samples = answer.metrics()
+    assert ({"service_id": call.id}, 2.0) in samples["service_status_info"]
+    labels, _ = samples["vllm:generation_tokens_total"][0]
+    assert labels["service_id"] == call.id
+
+
+def vllm_metrics(call: Call, answer: Answer) -> None:
+    assert answer.metrics()["vllm:generation_tokens_total"]
+
+
+def qdrant_metrics(call: Call, answer: Answer) -> None:
+    assert answer.metrics()["collections_total"]
+
+
+def orchestrator_metrics(call: Call, answer: Answer) -> None:
+    running = [value for labels, value in answer.metrics()["sluice_services"] if labels["status"] == "running"]
+    assert len(running) == 1 and running[0] >= len(call.running)
+
+
+def gateway_metrics(call: Call, answer: Answer) -> None:
+    assert ({"state": "up"}, 1.0) in answer.metrics()["sluice_gateway_tunnel"]
+
+
+def targets(call: Call, answer: Answer) -> None:
+    found = {target["labels"]["service_id"]: target for target in answer.json()}
+    assert set(call.running.values()) <= set(found)
+    one = found[call.running["vllm"]]
+    assert one["targets"] == ["localhost:8001"]
+    assert one["labels"]["__metrics_path__"] == f"/api/v1/services/{call.running['vllm']}/metrics"
+
+
+def root(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["name"], told["docs"], told["state"]) == ("Sluicegate gateway", "/docs", "up")
+
+
+def health(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["status"], told["ready"], told["tunnel"]["state"]) == ("healthy", True, "up")
+    assert told["orchestrator"]["watcher"]["late"] is False
+
+
+def ready(call: Call, answer: Answer) -> None:
+    assert answer.json() == {"ready": True}
+
+
+LLM, GROUP, QDRANT = ("vllm",), ("group",), ("qdrant",)
+COLLECTION = "/api/v1/vector-db/{id}/collections/{collection}"
+
+PROMISES = {
+    "GET /": Promise(root),
+    "GET /health": Promise(health),
+    "GET /metrics": Promise(gateway_metrics),
+    "GET /ready": Promise(ready),
+    "GET /api/v1/orchestrator/metrics": Promise(orchestrator_metrics),
+    "GET /api/v1/recipes": Promise(recipes),
+    "GET /api/v1/recipes/{name}": Promise(recipe),
+    "GET /api/v1/recipes/{category}/{name}": Promise(recipe),
+    "GET /api/v1/service-groups": Promise(groups),
+    "GET /api/v1/service-groups/{id}": Promise(group, GROUP),
+    "DELETE /api/v1/service-groups/{id}": Promise(group_stopped, GROUP, ends=True),
+    "GET /api/v1/service-groups/{id}/status": Promise(group_health, GROUP),
+    "POST /api/v1/service-groups/{id}/status": Promise(group_cancelled, GROUP, ends=True),
+    "POST /api/v1/services": Promise(started),
+    "GET /api/v1/services": Promise(listed),
+    "GET /api/v1/services/targets": Promise(targets),
+    "GET /api/v1/services/{id}": Promise(shown, LLM),
+    "DELETE /api/v1/services/{id}": Promise(stopped, LLM, ends=True),
+    "GET /api/v1/services/{id}/logs": Promise(logs, LLM, before=enough_to_cut),
+    "GET /api/v1/services/{id}/logs?follow": Promise(followed, LLM, ends=True, during=end_once_followed),
+    "GET /api/v1/services/{id}/metrics": Promise(service_metrics, LLM),
+    "GET /api/v1/services/{id}/status": Promise(status, LLM),
+    "POST /api/v1/services/{id}/status": Promise(cancelled, LLM, ends=True),
+    "GET /api/v1/vector-db/services": Promise(vector_db_services),
+    "GET /api/v1/vector-db/{id}/collections": Promise(collections, QDRANT),
+    f"GET {COLLECTION}": Promise(collection_shown, QDRANT),
+    f"PUT {COLLECTION}": Promise(collection_created, QDRANT, before=without_collection),
+    f"DELETE {COLLECTION}": Promise(collection_deleted, QDRANT),
+    f"PUT {COLLECTION}/points": Promise(points_upserted, QDRANT),
+    f"POST {COLLECTION}/points/search": Promise(points_found, QDRANT),
+    f"POST {COLLECTION}/search": Promise(points_found, QDRANT),
+    "GET /api/v1/vector-db/{id}/metrics": Promise(qdrant_metrics, QDRANT),
+    "GET /api/v1/vector-db/{id}/qdrant/{path:}": Promise(native_answer, QDRANT),
+    "POST /api/v1/vector-db/{id}/qdrant/{path:}": Promise(native_answer, QDRANT),
+    "GET /api/v1/vllm/available-models": Promise(available_models),
+    "GET /api/v1/vllm/model-info/{model:}": Promise(one_model),
+    "GET /api/v1/vllm/model-options": Promise(model_options),
+    "GET /api/v1/vllm/search-models": Promise(searched_models),
+    "GET /api/v1/vllm/services": Promise(vllm_services),
+    "GET /api/v1/vllm/{id}/metrics": Promise(vllm_metrics, LLM),
+    "GET /api/v1/vllm/{id}/models": Promise(loaded_models, LLM),
+    "POST /api/v1/vllm/{id}/prompt": Promise(prompted, (*LLM, *GROUP)),
+}
+
+
+def promise_of(curl: Curl) -> Promise:
+    """Raises LookupError for an operation without one."""
+    follows = "?follow" if "follow" in parse_qs(curl.query) else ""
+    for operation, promise in PROMISES.items():
+        if re.fullmatch(_pattern(operation), f"{curl.method} {curl.path}{follows}"):
+            return promise
+    raise LookupError(
+        f"{curl.document}:{curl.line}: no promise for {curl.method} {curl.path}: add one to tests/e2e/promises.py"
+    )
+
+
+def _pattern(operation: str) -> str:
+    """`{id}` is an id, `{path:}` anything, any other `{name}` one segment."""
+    kinds = {"{id}": r"(sg-)?\d+(:\d+)?", "{path:}": ".+", "{model:}": ".+"}
+    parts = re.split(r"(\{.*?\})", operation)
+    return "".join(kinds.get(part, "[^/]+") if part.startswith("{") else re.escape(part) for part in parts)
