@@ -1,7 +1,6 @@
 """`sluice orchestrator` = `python -m orchestrator`: serve on a UNIX socket until SIGTERM. Jobs go on running."""
 
 import argparse
-import asyncio
 import fcntl
 import logging
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from orchestrator.app import create_app
+from orchestrator.app import create_app, listener_of
 from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm
@@ -52,6 +51,7 @@ def serve(config: Path | None) -> int:
             server = uvicorn.Server(
                 uvicorn.Config(
                     app,
+                    http=listener_of(app),  # type: ignore[arg-type] # it makes protocols, as their classes do
                     log_config=None,
                     access_log=False,
                     timeout_graceful_shutdown=5,
@@ -61,7 +61,7 @@ def serve(config: Path | None) -> int:
                 )
             )
             log.info("listening on %s, scheduler %s", settings.socket_path, settings.scheduler)
-            asyncio.run(server.serve(sockets=[listener]))
+            server.run(sockets=[listener])
             return 0 if server.started else 1
     except SettingsError as exc:
         sys.stderr.write(f"sluice orchestrator: {exc}\n")

@@ -1,6 +1,7 @@
 """The application: one lifespan that opens everything, the routers, and the one place that renders errors."""
 
 import asyncio
+import functools
 import json
 import logging
 import re
@@ -20,13 +21,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
 from orchestrator.catalogue import read_catalogue
-from orchestrator.deps import Orchestrator
+from orchestrator.deps import Orchestrator, why_none
+from orchestrator.dispatch import Dispatch
+from orchestrator.envelope import envelope
 from orchestrator.errors import OrchestratorError
 from orchestrator.hub import open_hub
+from orchestrator.inference import Inferences
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
-from orchestrator.routes import groups, health, metrics, models, recipes, services, vector_db, vllm
+from orchestrator.routes import groups, health, metrics, models, openai, recipes, services, vector_db, vllm
 from orchestrator.routes.shapes import Failure
 from orchestrator.schedulers import Scheduler
 from orchestrator.services import Services
@@ -34,6 +38,11 @@ from orchestrator.settings import Settings
 from orchestrator.store import open_store
 from orchestrator.traffic import OTHER, Counted, Traffic
 from orchestrator.watcher import Watcher
+from orchestrator.wire.hosted import Application
+from orchestrator.wire.http1 import answer
+from orchestrator.wire.listener import Listener
+from orchestrator.wire.server import Server
+from orchestrator.wire.upstream import open_pool
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +100,7 @@ def _route(app: FastAPI) -> None:
     """The orchestrator's spellings under /api are documented; the client's under /api/v1 are the same functions."""
     app.include_router(health.router)
     app.include_router(metrics.own)
+    app.include_router(openai.router)
     for prefix, documented in (("/api", True), ("/api/v1", False)):
         # Before vllm: its /vllm/{service_id}/… would take their paths.
         app.include_router(models.router, prefix=f"{prefix}/services", include_in_schema=documented)
@@ -120,6 +130,7 @@ async def opened(
         httpx2.AsyncClient(limits=LIFTED, timeout=relayed, trust_env=False) as engines,
         httpx2.AsyncClient(limits=LIFTED, timeout=httpx2.Timeout(5), trust_env=False) as probes,
         open_hub(settings, clock) as hub,
+        open_pool() as pool,
     ):
         work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
         replicas = Replicas()
@@ -139,6 +150,7 @@ async def opened(
         watching = asyncio.create_task(watcher.run())
         try:
             yield Orchestrator(
+                pool=pool,
                 settings=settings,
                 recipes=book,
                 store=store,
@@ -155,6 +167,23 @@ async def opened(
         finally:
             watching.cancel()
             await asyncio.wait({watching})
+
+
+def listener_of(app: FastAPI) -> Listener:
+    """The orchestrator's connections, for uvicorn: the data path, and the application for everything else."""
+
+    def make_server(application: Application, state: dict[str, Any]) -> Server:
+        one: Orchestrator = app.state.orchestrator
+        inferences = Inferences(one.replicas, one.pool, one.watcher.clock, functools.partial(why_none, one))
+        return Server(
+            handle=Dispatch(inferences, application),
+            render=rendered,
+            observe=one.traffic.observe_request,
+            muxed=True,
+            tick=inferences.tick,
+        )
+
+    return Listener(make_server)
 
 
 def _traffic(scope: Scope) -> Traffic:
@@ -188,15 +217,24 @@ class HeadAsGet:
 
 def failure(path: str, status: int, detail: str | list[dict[str, Any]], headers: Mapping[str, str]) -> Response:
     """An error's answer. Under /v1 it has OpenAI's envelope, under /api ours."""
+    return Response(problem(path, status, detail), status, dict(headers), media_type="application/json")
+
+
+def rendered(path: str, status: int, text: str) -> bytes:
+    """The same as bytes of HTTP, where no application is asked. The connection ends behind it."""
+    return answer(status, problem(path, status, text), [(b"connection", b"close")])
+
+
+def problem(path: str, status: int, detail: str | list[dict[str, Any]]) -> bytes:
+    """An error's body."""
     content: dict[str, Any] = {"detail": detail}
     text = detail if isinstance(detail, str) else json.dumps(detail)
     if path == "/v1" or path.startswith("/v1/"):
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        content = {"error": {"message": text, "type": kind, "param": None, "code": None}}
-    elif _COMPATIBLE.match(path):
+        return envelope(status, text)
+    if _COMPATIBLE.match(path):
         content |= {"success": False, "error": text}
     # ASCII only: a lone surrogate in the client's text must not become a 500.
-    return Response(json.dumps(content), status, dict(headers), media_type="application/json")
+    return json.dumps(content).encode()
 
 
 def _path(request: Request) -> str:

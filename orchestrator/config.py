@@ -62,6 +62,11 @@ class Plan(BaseModel):
     volume: str | None = None  # the name of the folder that outlives the job
 
     @property
+    def served_names(self) -> tuple[str, ...]:
+        """The names by which clients ask for the model."""
+        return () if self.served_model_name is None else (self.served_model_name,)
+
+    @property
     def total_replicas(self) -> int:
         return self.replicas_per_node * self.resources.nodes
 

@@ -10,17 +10,19 @@ from fastapi import Depends, Header, Request
 from prometheus_client import CollectorRegistry
 
 from orchestrator.catalogue import Catalogue
-from orchestrator.errors import Conflict, Invalid, NotFound, NotReady
+from orchestrator.errors import Conflict, Invalid, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
 from orchestrator.hub import Hub
+from orchestrator.inference import Group
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replica, Replicas
-from orchestrator.services import Services
+from orchestrator.services import Services, plan_of
 from orchestrator.settings import Settings
 from orchestrator.store import Store
 from orchestrator.traffic import Traffic
 from orchestrator.watcher import Watcher
+from orchestrator.wire.upstream import Pool
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Orchestrator:
     watcher: Watcher
     hub: Hub
     catalogue: Catalogue
+    pool: Pool
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     registry: CollectorRegistry
     traffic: Traffic
@@ -90,6 +93,24 @@ def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:
         return app.replicas.ready(wanted.service.submission_id, port=wanted.port)[0]
     except NotReady as exc:
         raise NotReady(f"Service {wanted.id} is not ready yet (status: {status}): {exc}") from exc
+
+
+async def why_none(app: Orchestrator, group: Group, model: str | None) -> OrchestratorError:
+    """Why no replica answers a request: what the service lacks, or which models there are."""
+    try:
+        if group.service is not None:
+            port = "" if group.port is None else f":{group.port}"
+            check_ready(app, await find(app, f"{group.service}{port}"))
+            return NotReady(f"Service {group.service} does not answer; try again")
+        for service, job in await app.store.open_jobs():
+            if model is not None and model in plan_of(service).served_names and not app.status(service, job).ended:
+                check_ready(app, Wanted(service, job))
+    except OrchestratorError as exc:
+        return exc
+    names = sorted({name for replica in app.replicas.every() if replica.ready for name in replica.models})
+    there = f"there is {', '.join(names)}" if names else "no model answers now; POST /api/v1/services starts one"
+    asked = "The request names no model" if model is None else f"The model {model[:200]!r} does not exist"
+    return NotFound(f"{asked}; {there}")
 
 
 def _orchestrator(request: Request) -> Orchestrator:

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 
 from orchestrator.errors import NotReady
+from orchestrator.routing import DEFAULT
 
 # A replica that answers with errors although its health check passes is left alone for a while.
 MOST_FAILURES = 3  # in a row
@@ -41,13 +42,16 @@ class Replica:
     state: str = "up"
     ready: bool = False
     problem: str = "the engine has just been started"
-    models: tuple[str, ...] = ()
+    cards: tuple[dict[str, Any], ...] = ()  # what the engine says of its models, each with an `id`
     in_flight: int = 0
     last_used: datetime | None = None
     failures: int = 0  # errors in a row
     resting_until: datetime | None = None
     silent_probes: int = 0
+    routing: str = DEFAULT  # the policy of its service, see orchestrator.routing
+    queue: int = 0  # requests that wait inside the engine, by its own metrics
     lost: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: set[Callable[[], None]] = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -64,6 +68,20 @@ class Replica:
         return f"http://{host}:{self.port}"
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """The names that clients may use."""
+        return tuple(card["id"] for card in self.cards)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1" if self.node == "localhost" else self.node, self.port
+
+    @property
+    def host(self) -> bytes:
+        """For the Host header."""
+        return b"%s:%d" % (self.node.encode(), self.port)
+
+    @property
     def headers(self) -> dict[str, str]:
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
@@ -75,6 +93,8 @@ class Replica:
     def down(self, problem: str) -> None:
         self.ready, self.problem = False, problem
         self.lost.set()
+        for lost in list(self._waiting):
+            lost()
 
     def succeeded(self) -> None:
         self.failures, self.resting_until = 0, None
@@ -84,6 +104,16 @@ class Replica:
         self.failures += 1
         if self.failures >= MOST_FAILURES:
             self.resting_until = now + REST
+
+    def take(self, now: datetime, lost: Callable[[], None]) -> None:
+        """Count a request until `release`; `lost` is called when the replica stops answering meanwhile."""
+        self.in_flight += 1
+        self.last_used = now
+        self._waiting.add(lost)
+
+    def release(self, lost: Callable[[], None]) -> None:
+        self.in_flight -= 1
+        self._waiting.discard(lost)
 
     @contextmanager
     def lease(self, now: datetime) -> Iterator["Replica"]:
@@ -108,6 +138,22 @@ class Replicas:
 
     def every(self) -> Sequence[Replica]:
         return tuple(replica for group in self._all.values() for replica in group)
+
+    def serving(self, model: str | None) -> Sequence[Replica]:
+        """The replicas of a model by the name that clients use; without a name of the only model that there is."""
+        if model is None:
+            names = {name for replica in self.every() for name in replica.models}
+            model = names.pop() if len(names) == 1 else None
+        return [r for group in self._all.values() for r in group if model in r.models]
+
+    def named(self, identity: str, port: int | None = None) -> Sequence[Replica]:
+        """The replicas of a service by its job's id or its submission id; with `port` only that one."""
+        return [
+            r
+            for group in self._all.values()
+            for r in group
+            if identity in (r.job_id, r.submission_id) and port in (None, r.port)
+        ]
 
     def answers(self, submission_id: str) -> bool:
         return any(replica.ready for replica in self._all.get(submission_id, ()))
@@ -161,7 +207,7 @@ async def probe(client: httpx2.AsyncClient, replica: Replica) -> None:
             return replica.down(f"the engine is loading ({replica.health}: {health.status_code})")
         if replica.models_path is not None and not replica.models:
             answer = await client.get(f"{replica.url}{replica.models_path}", headers=replica.headers)
-            replica.models = model_ids(answer.json()) if answer.status_code == 200 else ()
+            replica.cards = cards_in(answer.json()) if answer.status_code == 200 else ()
             if not replica.models:
                 return replica.down(f"{replica.models_path} answers {answer.status_code}")
     except httpx2.ConnectError:
@@ -176,9 +222,9 @@ async def probe(client: httpx2.AsyncClient, replica: Replica) -> None:
         replica.up()
 
 
-def model_ids(content: Any) -> tuple[str, ...]:
-    """The ids in an OpenAI list of models; () for anything else."""
+def cards_in(content: Any) -> tuple[dict[str, Any], ...]:
+    """The models in an OpenAI list of them; () for anything else."""
     data = content.get("data") if isinstance(content, dict) else None
     if not isinstance(data, list):
         return ()
-    return tuple(str(item["id"]) for item in data if isinstance(item, dict) and "id" in item)
+    return tuple(item | {"id": str(item["id"])} for item in data if isinstance(item, dict) and "id" in item)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from orchestrator.wire.http1 import Request
+
 OTHER = "other"
 CLIENT_LEFT = 499  # as nginx has it: the client went away before an answer began
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -39,6 +41,11 @@ class Traffic:
         counter, histogram = self._known[key]
         counter.inc()
         histogram.observe(seconds)
+
+    def observe_request(self, request: Request, status: int, seconds: float) -> None:
+        """Count a request of the data path. Those of the application are counted by `Counted`."""
+        if request.kind != OTHER:
+            self.observe(request.method.decode("latin-1"), request.kind, status, seconds)
 
 
 class Counted:

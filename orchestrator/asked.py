@@ -1,0 +1,60 @@
+"""What is looked at in a request for a model: its name, whether the answer is streamed, and what it begins with.
+
+Pure. Everything else in a body is the engine's business, and passes through as it came.
+"""
+
+import re
+from dataclasses import dataclass
+
+import msgspec
+
+from orchestrator.errors import BadRequest
+
+_PREFIX = 2048  # bytes of a prompt that tell whether two begin alike
+_FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,1000})\r\n')
+_FORM_STREAM = re.compile(rb'name="stream"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(?i:true)\r\n')
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`session` and `prefix` say which requests belong together: the same user's, or those that begin alike."""
+
+    model: str | None
+    stream: bool = False
+    session: bytes = b""
+    prefix: bytes = b""
+
+
+class _Body(msgspec.Struct):
+    """A JSON body. `messages`, `prompt` and `input` stay as they are."""
+
+    model: str | None = None
+    stream: bool | None = None
+    messages: msgspec.Raw = msgspec.Raw(b"")
+    prompt: msgspec.Raw = msgspec.Raw(b"")
+    input: msgspec.Raw = msgspec.Raw(b"")
+    prompt_cache_key: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Body).decode
+
+
+def look(content_type: bytes, body: bytes, session: bytes = b"") -> Asked:
+    """`content_type` and `session` are headers. Raises BadRequest for a body that is neither JSON nor a form."""
+    if content_type[:19].lower() == b"multipart/form-data":
+        return _look_at_form(body, session)
+    if not body:
+        raise BadRequest("the request has no body; send a JSON object with the field 'model'")
+    try:
+        found = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadRequest(f"the body is not what an OpenAI endpoint takes: {exc}") from exc
+    begin = bytes(found.messages or found.prompt or found.input)[:_PREFIX]
+    return Asked(found.model, bool(found.stream), session or (found.prompt_cache_key or "").encode(), begin)
+
+
+def _look_at_form(body: bytes, session: bytes) -> Asked:
+    """A file with fields, as for audio. The fields are short; the file may be long and is not read."""
+    model = _FORM_MODEL.search(body)
+    name = None if model is None else model[1].decode(errors="replace").strip()
+    return Asked(name, _FORM_STREAM.search(body) is not None, session)

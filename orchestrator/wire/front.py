@@ -1,0 +1,278 @@
+"""The side of a connection that receives requests: HTTP/1.1 over TCP or a UNIX socket.
+
+One request at a time; what a client sends ahead waits. Nothing here knows what a request means: see `Handle`.
+"""
+
+import asyncio
+from typing import cast
+
+from orchestrator.wire import Exchange
+from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Chunked, Extent, Malformed, Request, Sized, parse_request
+from orchestrator.wire.mux import PROTOCOL, ServingSession
+from orchestrator.wire.server import CLIENT_LEFT, Server
+from orchestrator.wire.unchunked import Unchunked
+
+_MOST_AHEAD = 64 * 1024  # bytes of further requests that are kept while one is being answered
+_MOST_IGNORED = 1024 * 1024  # bytes of a body that nobody wants any more, read so that the answer arrives
+_WRITE_BUFFER = 256 * 1024
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Front(asyncio.Protocol):
+    """One client's connection. It is the Reply of its requests, one after the other."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop) -> None:
+        self._server = server
+        self._loop = loop
+        self._time = loop.time
+        self._since = loop.time()  # when the client was last heard of, or answered
+        self._ahead = b""  # bytes that have not been looked at
+        self._request: Request | None = None
+        self._exchange: Exchange | None = None
+        self._extent: Extent | None = None  # of the request's body, None when all of it is here
+        self._ignored = 0
+        self._status = 0  # of the answer, 0 before it has begun
+        self._answered = False
+        self._closing = False
+        self._reading = True
+        self._began = 0.0
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from asyncio's
+        self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._server.joined(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.left(self)
+        self._closing = True
+        if self._request is not None and not self._answered:
+            self._over(self._status or CLIENT_LEFT)
+            if self._exchange is not None:
+                self._exchange.abort()
+
+    def data_received(self, data: bytes) -> None:
+        self._since = self._time()
+        if self._extent is not None:
+            self._take_body(data)
+        elif self._request is not None or self._closing:
+            self._take_ahead(data)
+        else:
+            self._take_head(self._ahead + data if self._ahead else data)
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None and not self._answered:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None and not self._answered:
+            self._exchange.resume()
+
+    def sweep(self, now: float) -> None:
+        silent, limits = now - self._since, self._server.timeouts
+        if self._extent is not None and self._reading:
+            if silent > limits.body:
+                self._give_up(f"nothing of the body came for {limits.body:g} s")
+        elif self._request is None:
+            if self._ahead and silent > limits.head:
+                self._refuse("", 408, f"the head was not complete within {limits.head:g} s")
+            elif not self._ahead and silent > limits.idle:
+                self.transport.close()
+
+    def shutdown(self) -> None:
+        if self._request is None:
+            self.transport.close()
+        else:
+            self._request.keep_alive = False
+
+    # A request
+
+    def _take_head(self, data: bytes) -> None:
+        end = data.find(HEAD_END) + len(HEAD_END)
+        if end < len(HEAD_END):
+            if len(data) > MOST_HEAD:
+                self._refuse("", 431, f"the head is longer than {MOST_HEAD} bytes")
+            elif not self._ahead and data.lstrip(b"\r\n") == b"":
+                return  # an empty line before a request is allowed
+            self._ahead = data
+            return
+        self._ahead = b""
+        try:
+            request = parse_request(data[:end])
+        except Malformed as exc:
+            self._refuse("", exc.status, str(exc))
+            return
+        rest = data[end:]
+        if self._server.muxed and request.header(b"upgrade") == PROTOCOL:
+            self._upgrade(rest)
+        else:
+            self._begin(request, rest)
+
+    def _begin(self, request: Request, rest: bytes) -> None:
+        self._request, self._exchange, self._began = request, None, self._time()
+        self._status, self._answered, self._ignored = 0, False, 0
+        pieces: list[bytes] = []
+        if request.length != 0:
+            self._extent = Chunked() if request.length is None else Sized(request.length)
+            try:
+                self._measure(rest, pieces)
+            except Malformed as exc:
+                self._fail(400, str(exc))
+                return
+        elif rest:
+            self._take_ahead(rest)
+        reply = self if request.minor else Unchunked(self, to_head=request.method == b"HEAD")
+        self._exchange = self._server.begin(request, reply)
+        self._pass_on(pieces)
+        if self._extent is not None and not rest and (request.header(b"expect") or b"").lower() == b"100-continue":
+            self.transport.write(_CONTINUE)
+
+    def _measure(self, data: bytes, pieces: list[bytes]) -> None:
+        """Take what of `data` is the request's body. Raises Malformed."""
+        assert self._extent is not None
+        end = self._extent.take(data, 0, pieces)
+        if end >= 0:
+            self._extent = None
+            if end < len(data):
+                self._take_ahead(data[end:])
+
+    def _pass_on(self, pieces: list[bytes]) -> None:
+        """Feed the exchange, as long as it has not answered; then what is behind this request."""
+        exchange = self._exchange
+        assert exchange is not None
+        for piece in pieces:
+            if not self._answered:
+                exchange.feed(piece)
+        if self._extent is None and not self._answered:
+            exchange.end()
+
+    def _take_body(self, data: bytes) -> None:
+        pieces: list[bytes] = []
+        try:
+            self._measure(data, pieces)
+        except Malformed as exc:
+            self._give_up(str(exc))
+            return
+        if not self._answered:
+            self._pass_on(pieces)
+            return
+        self._ignored += len(data)
+        if self._extent is not None and self._ignored > _MOST_IGNORED:
+            self._close()
+        self._maybe_next()
+
+    def _take_ahead(self, data: bytes) -> None:
+        if self._closing:
+            return
+        self._ahead += data
+        if len(self._ahead) > _MOST_AHEAD:
+            self._read(False)
+
+    def _maybe_next(self) -> None:
+        """The next request, when the answer is complete and so is the body of this one."""
+        if not self._answered or self._extent is not None or self._request is None:
+            return
+        keep = self._request.keep_alive
+        self._request = self._exchange = None
+        if not keep:
+            self._close()
+            return
+        if not self._reading:
+            self._read(True)
+        if self._ahead:
+            self._loop.call_soon(self._next)
+
+    def _next(self) -> None:
+        if self._request is None and self._ahead and not self._closing:
+            data, self._ahead = self._ahead, b""
+            self._take_head(data)
+
+    # The answer
+
+    def write(self, data: bytes) -> None:
+        if not self._status:
+            self._status = int(data[9:12])
+        self.transport.write(data)
+
+    def finish(self) -> None:
+        self._over(self._status)
+        self._since = self._time()
+        assert self._request is not None
+        if self._extent is not None:
+            # The client is still sending what nobody wants: it gets to read the answer, but no second one.
+            self._request.keep_alive = False
+            self._read(True)
+        self._maybe_next()
+
+    def cut(self, why: str) -> None:
+        if not self._status:
+            self._fail(502, why)
+            return
+        self._over(self._status)
+        self._exchange = None
+        self._close(at_once=True)
+
+    def pause(self) -> None:
+        if self._extent is not None:
+            self._read(False)
+
+    def resume(self) -> None:
+        self._read(True)
+
+    def _over(self, status: int) -> None:
+        assert self._request is not None
+        self._answered = True
+        self._server.observe(self._request, status, self._time() - self._began)
+
+    def _fail(self, status: int, text: str) -> None:
+        """Answer with an error of ours, which is the last thing on this connection."""
+        assert self._request is not None
+        self._request.keep_alive = False
+        self.write(self._server.render(self._request.path, status, text))
+        self.finish()
+
+    def _give_up(self, text: str) -> None:
+        """The request's body cannot be read to its end."""
+        if self._answered or self._exchange is None:
+            self._close(at_once=True)
+            return
+        self._exchange.abort()
+        self._extent = None
+        if self._status:
+            self.cut(text)
+        else:
+            self._fail(400, text)
+
+    def _refuse(self, path: str, status: int, text: str) -> None:
+        """Answer what is no request."""
+        self._ahead = b""
+        if not self._closing:
+            self.transport.write(self._server.render(path, status, text))
+            self._close()
+
+    def _upgrade(self, rest: bytes) -> None:
+        lines = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: %s\r\n\r\n"
+        self.transport.write(lines % PROTOCOL)
+        self._server.left(self)
+        session = ServingSession(self._loop, self.transport, self._server)
+        self.transport.set_protocol(session)
+        if rest:
+            session.data_received(rest)
+
+    def _read(self, wanted: bool) -> None:
+        if wanted != self._reading and not self.transport.is_closing():
+            self._reading = wanted
+            if wanted:
+                self.transport.resume_reading()
+            else:
+                self.transport.pause_reading()
+
+    def _close(self, at_once: bool = False) -> None:
+        self._closing, self._ahead = True, b""
+        if at_once:
+            self.transport.abort()
+        else:
+            self.transport.close()

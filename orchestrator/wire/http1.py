@@ -1,0 +1,339 @@
+"""HTTP/1.1 as text: heads, and where bodies end. Pure: bytes in, facts out.
+
+Heads are parsed by httptools (llhttp), which is strict. Bodies are not parsed but measured: an Extent says where in the
+bytes at hand a body ends, so that they can be passed on as they came.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Protocol
+
+import httptools
+
+MOST_HEAD = 64 * 1024
+HEAD_END = b"\r\n\r\n"
+HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
+     b"trailer", b"transfer-encoding", b"upgrade"}
+)  # fmt: skip
+"""Headers that end at the next hop: RFC 9110, 7.6.1."""
+
+Headers = list[tuple[bytes, bytes]]
+
+_MOST_LINE = 4096  # of a chunk's size with its extensions, and of all trailers
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+
+class Malformed(Exception):
+    """What was received is not HTTP/1.1 as we take it. `status` is the answer to a request that is not."""
+
+    def __init__(self, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Request:
+    """The head of a request. Names of headers are in lower case; `target` is raw, as in the request line.
+
+    `kind` is what a handler says that it is, for the metrics.
+    """
+
+    __slots__ = ("headers", "keep_alive", "kind", "length", "method", "minor", "target")
+
+    method: bytes
+    target: bytes
+    minor: int  # 0 for HTTP/1.0, else 1
+    keep_alive: bool
+    length: int | None  # of the body; None when it comes in chunks
+    headers: Headers
+    kind: str
+
+    def __init__(self) -> None:
+        self.headers = []
+        self.kind = "other"
+
+    def on_url(self, url: bytes) -> None:
+        self.target = url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first value of a header, without the blanks around it."""
+        for known, value in self.headers:
+            if known == name:
+                return value.strip(b" \t")
+        return None
+
+    @property
+    def path(self) -> str:
+        """Raw: still percent-encoded, without the query."""
+        return self.target.partition(b"?")[0].decode("latin-1")
+
+
+def parse_request(head: bytes) -> Request:
+    """A complete head, the empty line included. Raises Malformed."""
+    request = Request()
+    parser = httptools.HttpRequestParser(request)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass  # an offer, which nobody has to take
+    except httptools.HttpParserError as exc:
+        raise Malformed(f"the request is not valid HTTP/1.1: {exc}") from exc
+    version = parser.get_http_version()
+    if version not in ("1.0", "1.1"):
+        raise Malformed(f"HTTP/{version} is not spoken here; use HTTP/1.1", 505)
+    request.method, request.minor = parser.get_method(), int(version[-1])
+    request.keep_alive = request.minor == 1 and parser.should_keep_alive()
+    request.length = _request_length(request)
+    return request
+
+
+def _request_length(request: Request) -> int | None:
+    length = 0
+    for name, value in request.headers:
+        if name == b"content-length":
+            length = _number(value)
+        elif name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise Malformed(f"Transfer-Encoding {value[:100]!r} is not supported; send it chunked", 501)
+            if request.minor == 0:
+                raise Malformed("an HTTP/1.0 request cannot be chunked")
+            return None
+    return length
+
+
+def _number(value: bytes) -> int:
+    digits = value.strip(b" \t")
+    if not _LENGTH.fullmatch(digits):
+        raise Malformed(f"Content-Length {value[:100]!r} is not a number")
+    return int(digits)
+
+
+def request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    lines = [method, b" ", target, b" HTTP/1.1\r\n"]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    lines.append(b"\r\n")
+    return b"".join(lines)
+
+
+def end_to_end(headers: Headers, without: frozenset[bytes] = frozenset()) -> Headers:
+    """The headers that may be passed on, less those of `without`."""
+    dropped = HOP_BY_HOP | without
+    for name, value in headers:
+        if name == b"connection" and value.lower() not in (b"keep-alive", b"close"):
+            dropped |= {word.strip().lower() for word in value.split(b",")}
+    return [header for header in headers if header[0] not in dropped]
+
+
+class Response:
+    """The head of a response. `extent` measures its body."""
+
+    __slots__ = ("extent", "headers", "keep_alive", "status")
+
+    status: int
+    keep_alive: bool  # whether the connection can be used again after the body
+    headers: Headers
+    extent: "Extent"
+
+    def __init__(self) -> None:
+        self.headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
+
+    def header(self, name: bytes) -> bytes | None:
+        for known, value in self.headers:
+            if known == name:
+                return value
+        return None
+
+
+def parse_response(head: bytes, *, to_head: bool = False) -> Response:
+    """A complete head, the empty line included. `to_head`: the request was a HEAD. Raises Malformed."""
+    response = Response()
+    parser = httptools.HttpResponseParser(response)
+    try:
+        parser.feed_data(head)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as exc:
+        raise Malformed(f"the answer is not valid HTTP/1.1: {exc}") from exc
+    response.status = parser.get_status_code()
+    response.extent = _response_extent(response, to_head)
+    response.keep_alive = parser.should_keep_alive() and not isinstance(response.extent, Unbounded)
+    return response
+
+
+def _response_extent(response: Response, to_head: bool) -> "Extent":
+    if to_head or response.status in (204, 304) or response.status < 200:
+        return Sized(0)
+    extent: Extent | None = None
+    for name, value in response.headers:
+        if name == b"transfer-encoding":
+            if value.strip().lower() != b"chunked":
+                raise Malformed(f"the answer has Transfer-Encoding {value[:100]!r}")
+            return Chunked()
+        if name == b"content-length":
+            extent = Sized(_number(value))
+    return extent or Unbounded()
+
+
+class Extent(Protocol):
+    """Measures one body. `whole` is true between two pieces of it: nothing of a piece is outstanding."""
+
+    whole: bool
+
+    def take(self, data: bytes, start: int = 0, pieces: list[bytes] | None = None) -> int:
+        """Where in `data` the body ends: the index behind it, or -1 when all from `start` on belongs to it.
+
+        Its content, without framing, is appended to `pieces`. Raises Malformed.
+        """
+
+
+class Sized:
+    """A body of `left` bytes."""
+
+    __slots__ = ("left", "whole")
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.whole = False
+
+    def take(self, data: bytes, start: int = 0, pieces: list[bytes] | None = None) -> int:
+        here = len(data) - start
+        end = -1 if here < self.left else start + self.left
+        self.left = 0 if end >= 0 else self.left - here
+        if pieces is not None and here:
+            pieces.append(data[start:] if end < 0 else data[start:end])
+        return end
+
+
+class Unbounded:
+    """A body that ends with its connection."""
+
+    __slots__ = ("whole",)
+
+    def __init__(self) -> None:
+        self.whole = False
+
+    def take(self, data: bytes, start: int = 0, pieces: list[bytes] | None = None) -> int:
+        if pieces is not None and len(data) > start:
+            pieces.append(data[start:])
+        return -1
+
+
+class Chunked:
+    """A body in chunks: RFC 9112, 7.1. Extensions and trailers are left out of the content."""
+
+    __slots__ = ("_left", "_rest", "_state", "_trailers", "whole")
+
+    def __init__(self) -> None:
+        self._state = _Part.SIZE
+        self._left = 0  # bytes of this chunk's content
+        self._trailers = 0  # bytes of trailers so far
+        self._rest = b""  # of a line that is not complete yet
+        self.whole = True
+
+    def take(self, data: bytes, start: int = 0, pieces: list[bytes] | None = None) -> int:
+        if not self._rest:
+            return self._walk(data, start, pieces)
+        kept, self._rest = self._rest, b""
+        end = self._walk(kept + data[start:], 0, pieces)
+        return end if end < 0 else end - len(kept) + start
+
+    def _walk(self, data: bytes, at: int, pieces: list[bytes] | None) -> int:
+        size = len(data)
+        while 0 <= at < size:
+            if self._state is _Part.SIZE:
+                at = self._whole_chunks(data, at, size, pieces)
+                at = self._size(data, at) if at < size else at
+            elif self._state is _Part.CONTENT:
+                at = self._content(data, at, pieces)
+            elif self._state is _Part.LINE_END:
+                at = self._line_end(data, at)
+            else:
+                end = data.find(b"\r\n", at)
+                if end == at:
+                    return at + 2
+                at = self._trailer(data, at, end)
+        if at >= 0:
+            self.whole = self._state is _Part.SIZE
+        return -1
+
+    def _size(self, data: bytes, at: int) -> int:
+        match = _SIZE.match(data, at)
+        if match is None:
+            return self._keep(data[at:])
+        self._left = int(match[1], 16)
+        self._state = _Part.CONTENT if self._left else _Part.TRAILERS
+        return match.end()
+
+    def _line_end(self, data: bytes, at: int) -> int:
+        if not data.startswith(b"\r\n", at):
+            return self._keep(data[at:])
+        self._state = _Part.SIZE
+        return at + 2
+
+    def _trailer(self, data: bytes, at: int, end: int) -> int:
+        if end < 0:
+            return self._keep(data[at:])
+        self._trailers += end + 2 - at
+        if self._trailers > _MOST_LINE:
+            raise Malformed("the trailers are too long")
+        return end + 2
+
+    def _whole_chunks(self, data: bytes, at: int, size: int, pieces: list[bytes] | None) -> int:
+        """Over the chunks that are here from their first to their last byte, which is how engines send tokens."""
+        while match := _SIZE.match(data, at):
+            begin = match.end()
+            end = begin + int(match[1], 16)
+            if end == begin or end + 2 > size or data[end : end + 2] != b"\r\n":
+                break
+            if pieces is not None:
+                pieces.append(data[begin:end])
+            at = end + 2
+        return at
+
+    def _content(self, data: bytes, at: int, pieces: list[bytes] | None) -> int:
+        end = min(at + self._left, len(data))
+        if pieces is not None:
+            pieces.append(data[at:end])
+        self._left -= end - at
+        if not self._left:
+            self._state = _Part.LINE_END
+        return end
+
+    def _keep(self, rest: bytes) -> int:
+        """A line that is not complete, unless it can never become one."""
+        broken = rest != b"\r" if self._state is _Part.LINE_END else b"\n" in rest
+        if broken or len(rest) > _MOST_LINE:
+            raise Malformed(f"{rest[:40]!r} has no place in a chunked body")
+        self._rest, self.whole = rest, False
+        return -1
+
+
+class _Part(Enum):
+    """What comes next in a chunked body."""
+
+    SIZE = auto()
+    CONTENT = auto()
+    LINE_END = auto()
+    TRAILERS = auto()
+
+
+def answer(status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()) -> bytes:
+    """A complete response with a body of JSON."""
+    lines = [status_line(status), b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)]
+    for name, value in headers:
+        lines += (name, b": ", value, b"\r\n")
+    return b"".join((*lines, b"\r\n", body))
+
+
+def status_line(status: int) -> bytes:
+    return b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())

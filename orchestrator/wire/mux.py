@@ -1,0 +1,443 @@
+"""Many requests over one connection between the two halves.
+
+A frame is a header of 9 bytes — length of the payload (u32), number of the stream (u32), kind (u8), network order — and
+the payload. The client side opens streams, with numbers that only grow; each carries one request and its answer:
+
+    OPEN     the request's head, as HTTP/1.1 text, and perhaps the first of its body
+    DATA     more of the request's body, or of the answer; the answer begins with its head, as HTTP/1.1 text
+    CREDIT   u32: so many bytes more of DATA may be sent on this stream
+    RESET    the client has left, or the answer broke off; the payload says why
+    PING     answered by PONG, both on stream 0
+
+The bit END on OPEN or DATA ends that direction. Each direction of a stream begins with a credit of `WINDOW` bytes; a
+sender pauses its source when that is used up, so a slow client fills no memory and stops nobody else. Frames of one
+pass of the event loop leave in one write: all tokens of an engine's step are one packet of SSH.
+"""
+
+import asyncio
+import struct
+from typing import cast
+
+from orchestrator.wire import Exchange, Reply
+from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Malformed, Request, parse_request
+from orchestrator.wire.server import CLIENT_LEFT, Server
+
+PROTOCOL = b"sluicegate-mux/1"
+UPGRADE = b"GET /mux HTTP/1.1\r\nHost: orchestrator\r\nConnection: upgrade\r\nUpgrade: " + PROTOCOL + b"\r\n\r\n"
+WINDOW = 256 * 1024
+
+_END = 0x10
+_OPEN, _DATA, _CREDIT, _RESET, _PING, _PONG = range(6)
+_HEADER = struct.Struct("!IIB")
+_U32 = struct.Struct("!I")
+_MOST_CONTROL = MOST_HEAD + WINDOW  # payload of a frame that is not DATA
+_GRANT = WINDOW // 4  # bytes that are taken before their credit is given back
+_WRITE_BUFFER = 1024 * 1024
+
+
+class BrokenSession(Exception):
+    """The other side does not speak this protocol, or has gone."""
+
+
+class _Stream:
+    """What both ends of a stream do: keep to the credit, and give it back."""
+
+    __slots__ = ("_closed", "_credit", "_held", "_id", "_session", "_stopped", "_taken")
+
+    def __init__(self, session: "_Session", number: int) -> None:
+        self._session = session
+        self._id = number
+        self._credit = WINDOW  # what may still be sent; below 0 by at most one piece
+        self._taken = 0  # received, and its credit not given back yet
+        self._held = False  # whoever takes what is received is slow
+        self._stopped = False  # the source of what is sent has been paused
+        self._closed = False
+
+    def _send(self, data: bytes, flags: int = 0) -> None:
+        self._credit -= len(data)
+        self._session.send(_DATA | flags, self._id, data)
+        if not self._stopped and (self._credit <= 0 or self._session.full):
+            self._stopped = True
+            self.stop_source()
+
+    def took(self, size: int) -> None:
+        self._taken += size
+        if self._taken >= _GRANT and not self._held:
+            self._grant()
+
+    def _grant(self) -> None:
+        if self._taken and not self._closed:
+            self._session.send(_CREDIT, self._id, _U32.pack(self._taken))
+            self._taken = 0
+
+    def hold(self) -> None:
+        self._held = True
+
+    def release(self) -> None:
+        self._held = False
+        if self._taken >= _GRANT:
+            self._grant()
+
+    def credited(self, more: int) -> None:
+        self._credit += more
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let the source run again if nothing is in its way."""
+        if self._stopped and self._credit > 0 and not self._session.full:
+            self._stopped = False
+            self.start_source()
+
+    def _close(self) -> None:
+        self._closed = True
+        self._session.streams.pop(self._id, None)
+
+    def stop_source(self) -> None:
+        raise NotImplementedError
+
+    def start_source(self) -> None:
+        raise NotImplementedError
+
+    def received(self, data: bytes) -> None:
+        raise NotImplementedError
+
+    def ended(self) -> None:
+        """The other side has sent all."""
+        raise NotImplementedError
+
+    def broken(self, why: str) -> None:
+        """The other side has reset the stream, or the session is gone."""
+        raise NotImplementedError
+
+
+class Stream(_Stream):
+    """The asking end: the Exchange of a request that goes through a session."""
+
+    __slots__ = ("_begun", "_reply")
+
+    def __init__(self, session: "_Session", number: int, reply: Reply) -> None:
+        super().__init__(session, number)
+        self._reply = reply
+        self._begun = False
+
+    def feed(self, data: bytes) -> None:
+        self._send(data)
+
+    def end(self) -> None:
+        self._session.send_end(self._id)
+
+    def abort(self) -> None:
+        self._close()
+        self._session.send(_RESET, self._id, b"the client left")
+
+    def pause(self) -> None:
+        self.hold()
+
+    def resume(self) -> None:
+        self.release()
+
+    def stop_source(self) -> None:
+        self._reply.pause()
+
+    def start_source(self) -> None:
+        self._reply.resume()
+
+    def received(self, data: bytes) -> None:
+        self._begun = True
+        self._reply.write(data)
+        self.took(len(data))
+
+    def ended(self) -> None:
+        self._close()
+        if self._begun:
+            self._reply.finish()
+        else:
+            self._reply.cut("the orchestrator ended the answer before it began")
+
+    def broken(self, why: str) -> None:
+        self._close()
+        self._reply.cut(why)
+
+
+class Served(_Stream):
+    """The answering end: the Reply to a request that came through a session."""
+
+    __slots__ = ("_began", "_exchange", "_request", "_server", "_status")
+
+    _request: Request
+
+    def __init__(self, session: "_Session", number: int, server: Server) -> None:
+        super().__init__(session, number)
+        self._server = server
+        self._exchange: Exchange | None = None
+        self._began = session.loop.time()
+        self._status = 0
+
+    def begin(self, payload: bytes) -> None:
+        end = payload.find(HEAD_END) + len(HEAD_END)
+        try:
+            self._request = parse_request(payload[:end])
+        except Malformed as exc:
+            self._close()
+            self._session.send(_RESET, self._id, str(exc).encode())
+            return
+        exchange = self._server.begin(self._request, self)
+        if not self._closed:
+            self._exchange = exchange
+            if end < len(payload):
+                self.received(payload[end:])
+
+    def write(self, data: bytes) -> None:
+        if not self._status:
+            self._status = int(data[9:12])
+        self._send(data)
+
+    def finish(self) -> None:
+        self._over(self._status)
+        self._session.send_end(self._id)
+
+    def cut(self, why: str) -> None:
+        self._over(self._status or 502)
+        self._session.send(_RESET, self._id, why.encode()[:1000])
+
+    def pause(self) -> None:
+        self.hold()
+
+    def resume(self) -> None:
+        self.release()
+
+    def stop_source(self) -> None:
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def start_source(self) -> None:
+        if self._exchange is not None:
+            self._exchange.resume()
+
+    def received(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.feed(data)
+            self.took(len(data))
+
+    def ended(self) -> None:
+        if self._exchange is not None:
+            self._exchange.end()
+
+    def broken(self, why: str) -> None:
+        self._over(self._status or CLIENT_LEFT)
+        if self._exchange is not None:
+            self._exchange.abort()
+
+    def _over(self, status: int) -> None:
+        self._close()
+        self._server.observe(self._request, status, self._session.loop.time() - self._began)
+
+
+class _Session(asyncio.Protocol):
+    """One connection full of streams: frames in, frames out."""
+
+    transport: asyncio.WriteTransport
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.streams: dict[int, Stream | Served] = {}
+        self.full = False  # the connection does not take more for now
+        self.loop = loop
+        self._out: list[bytes] = []  # header, payload, header, payload, …
+        self._last = 0  # the stream of the last frame in `_out`
+        self._rest = b""  # of a frame that is not complete
+        self._kind = 0  # of the DATA frame whose payload is coming
+        self._stream = 0
+        self._left = 0
+
+    # Out
+
+    def send(self, kind: int, stream: int, payload: bytes) -> None:
+        if not self._out:
+            self.loop.call_soon(self._flush)
+        self._out += (_HEADER.pack(len(payload), stream, kind), payload)
+        self._last = stream
+
+    def send_end(self, stream: int) -> None:
+        """End a direction of a stream: with its last frame, if that is still here."""
+        if self._out and self._last == stream:
+            length, _, kind = _HEADER.unpack(self._out[-2])
+            if kind in (_OPEN, _DATA):
+                self._out[-2] = _HEADER.pack(length, stream, kind | _END)
+                return
+        self.send(_DATA | _END, stream, b"")
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if not self.transport.is_closing():
+            self.transport.writelines(out)
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
+        for stream in list(self.streams.values()):
+            stream.go_on()
+
+    # In
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest:
+            data, self._rest = self._rest + data, b""
+        at, size = 0, len(data)
+        while at < size or (self._kind and not self._left):
+            if self._kind:
+                at = self._data(data, at)
+                continue
+            if size - at < _HEADER.size:
+                break
+            length, number, kind = _HEADER.unpack_from(data, at)
+            if kind & ~_END == _DATA:
+                at += _HEADER.size
+                self._kind, self._stream, self._left = kind, number, length
+                continue
+            end = at + _HEADER.size + length
+            if length > _MOST_CONTROL:
+                raise BrokenSession(f"a frame of kind {kind} with {length} bytes")
+            if end > size:
+                break
+            self._frame(kind, number, data[at + _HEADER.size : end])
+            at = end
+        self._rest = data[at:] if at < size else b""
+
+    def _data(self, data: bytes, at: int) -> int:
+        """Hand on what is here of a DATA frame, without waiting for the rest."""
+        end = min(at + self._left, len(data))
+        stream = self.streams.get(self._stream)
+        ends = self._kind & _END
+        self._left -= end - at
+        if not self._left:
+            self._kind = 0
+        if stream is not None:
+            if end > at:
+                stream.received(data[at:end])
+            if ends and not self._left and self.streams.get(self._stream) is stream:
+                stream.ended()
+        return end
+
+    def _frame(self, kind: int, number: int, payload: bytes) -> None:
+        if kind == _PING:
+            self.send(_PONG, 0, payload)
+        elif kind == _PONG:
+            self.ponged()
+        elif kind & ~_END == _OPEN:
+            self.opened(number, payload, ends=bool(kind & _END))
+        elif (stream := self.streams.get(number)) is not None:
+            if kind == _CREDIT:
+                stream.credited(_U32.unpack(payload)[0])
+            elif kind == _RESET:
+                stream.broken(payload.decode(errors="replace"))
+            else:
+                raise BrokenSession(f"a frame of kind {kind}")
+
+    def ponged(self) -> None:
+        """A PING has been answered."""
+
+    def opened(self, number: int, payload: bytes, *, ends: bool) -> None:
+        raise BrokenSession("the serving side opened a stream")
+
+    def lost(self, why: str) -> None:
+        """All streams break."""
+        for stream in list(self.streams.values()):
+            stream.broken(why)
+        self.streams.clear()
+
+
+class AskingSession(_Session):
+    """The gateway's end. Usable once `ready` is done; `closed` is done when it is over."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self._greeting: bytes | None = b""  # None once it is complete
+        self._number = 0
+        self._unanswered = 0  # pings
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.WriteTransport, transport)  # uvloop's are not derived from asyncio's
+        self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self.transport.write(UPGRADE)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        why = f"the connection to the orchestrator ended ({exc or 'closed by the other side'})"
+        if not self.ready.done():
+            self.ready.set_exception(BrokenSession(why))
+        if not self.closed.done():
+            self.closed.set_result(None)
+        self.lost(why)
+
+    def data_received(self, data: bytes) -> None:
+        if self._greeting is None:
+            super().data_received(data)
+            return
+        self._greeting += data
+        end = self._greeting.find(HEAD_END) + len(HEAD_END)
+        if end < len(HEAD_END):
+            return
+        greeting, rest, self._greeting = self._greeting[:end], self._greeting[end:], None
+        if not greeting.startswith(b"HTTP/1.1 101 "):
+            self.ready.set_exception(BrokenSession(f"the orchestrator does not speak {PROTOCOL.decode()}"))
+            self.transport.abort()
+            return
+        self.ready.set_result(None)
+        if rest:
+            super().data_received(rest)
+
+    def open(self, head: bytes, reply: Reply) -> Stream:
+        """Send a request's head; the Exchange for the rest of it."""
+        self._number += 1
+        stream = Stream(self, self._number, reply)
+        self.streams[self._number] = stream
+        self.send(_OPEN, self._number, head)
+        return stream
+
+    def ping(self) -> int:
+        """Ask for a sign of life; how many of the last ones have not been answered."""
+        self._unanswered += 1
+        self.send(_PING, 0, b"")
+        return self._unanswered - 1
+
+    def ponged(self) -> None:
+        self._unanswered = 0
+
+
+class ServingSession(_Session):
+    """The orchestrator's end: every stream is a request for the server's handler."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, server: Server) -> None:
+        super().__init__(loop)
+        self.transport = transport
+        self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        self._server = server
+        self._closing = False
+        server.joined(self)
+
+    def opened(self, number: int, payload: bytes, *, ends: bool) -> None:
+        stream = Served(self, number, self._server)
+        self.streams[number] = stream
+        stream.begin(payload)
+        if ends and self.streams.get(number) is stream:
+            stream.ended()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.left(self)
+        self.lost("the connection is gone")
+
+    def sweep(self, now: float) -> None:
+        if self._closing and not self.streams:
+            self.transport.close()
+
+    def shutdown(self) -> None:
+        self._closing = True
+        self.sweep(self.loop.time())
+
+    def _flush(self) -> None:
+        super()._flush()
+        if self._closing and not self.streams:
+            self.transport.close()

@@ -1,0 +1,86 @@
+"""What all connections of one server share: the handler, the rendering of errors, the count of what was answered."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from orchestrator.wire import Exchange, Handle, Reply
+from orchestrator.wire.http1 import Request
+
+log = logging.getLogger(__name__)
+
+CLIENT_LEFT = 499  # as nginx has it: the client went away before its answer was complete
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """In seconds. `idle` is longer than any client's pool keeps a connection: else it would send into a closing one."""
+
+    head: float = 30
+    body: float = 60  # without a byte of it
+    idle: float = 120
+
+
+class Connection(Protocol):
+    """What a server has open."""
+
+    def sweep(self, now: float) -> None:
+        """Close it if it has been waited for too long. `now`: the event loop's time."""
+
+    def shutdown(self) -> None:
+        """End as soon as no request is being answered."""
+
+
+@dataclass
+class Server:
+    """`render`: a request's path, a status and a text in, a complete answer out.
+
+    `observe` is told of each answered request: its status, and how many seconds it took. `muxed`: whether clients may
+    ask for many requests over one connection.
+    """
+
+    handle: Handle
+    render: Callable[[str, int, str], bytes]
+    observe: Callable[[Request, int, float], None]
+    muxed: bool = False
+    timeouts: Timeouts = Timeouts()
+    tick: Callable[[], None] = lambda: None  # once a second
+    registry: set[Any] = field(default_factory=set)  # uvicorn's, for whom to ask to end
+    _open: set[Connection] = field(default_factory=set)
+
+    def joined(self, connection: Connection) -> None:
+        self._open.add(connection)
+        self.registry.add(connection)
+
+    def left(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self.registry.discard(connection)
+
+    def begin(self, request: Request, reply: Reply) -> Exchange:
+        """Hand a request over. What fails in an unforeseen way is answered too."""
+        try:
+            return self.handle(request, reply)
+        except Exception:
+            log.exception("%r %r could not be handled", request.method, request.target[:200])
+            reply.write(self.render(request.path, 500, "an unexpected error; the log has it"))
+            reply.finish()
+            return Answered()
+
+    def sweep(self, now: float) -> None:
+        for connection in list(self._open):
+            connection.sweep(now)
+
+
+class Answered:
+    """The Exchange of a request that has been answered already."""
+
+    def feed(self, data: bytes) -> None: ...
+
+    def end(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
