@@ -9,7 +9,7 @@ from pathlib import Path
 
 import uvicorn
 
-from gateway.app import create_app
+from gateway.app import create_app, listener_of
 from gateway.settings import Settings, SettingsError, read_settings
 
 log = logging.getLogger("gateway")
@@ -51,6 +51,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(settings),
+            http=listener_of(settings),  # type: ignore[arg-type] # it makes protocols, as their classes do
             log_config=None,
             access_log=settings.log_level == "debug",
             ws="none",

@@ -1,51 +1,57 @@
-"""The gateway's application: open the link, answer what must work without an orchestrator, relay the rest."""
+"""The gateway's application: open the link, answer what must work without an orchestrator."""
 
 import asyncio
 import contextlib
-import logging
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from http import HTTPStatus
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
-import httpx2
 from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
-from gateway import docs, metrics, paths
+from gateway import docs, metrics
+from gateway.door import MODELS, Door
 from gateway.guard import Guard
-from gateway.link import Link, LinkState, LocalLink
-from gateway.problem import Problem
+from gateway.link import Link, LinkState, LocalLink, Unreached
+from gateway.problem import Problem, rendered
 from gateway.settings import Settings
-from gateway.tunnel import Tunnel
+from gateway.trunk import Trunk
 from orchestrator import __version__
-from orchestrator.relay import Interrupted, Unanswered, Unreached, Unsendable, relay
-from orchestrator.traffic import Counted, Traffic
+from orchestrator.traffic import Traffic
+from orchestrator.wire.hosted import Application
+from orchestrator.wire.listener import Listener
+from orchestrator.wire.server import Server
 
-log = logging.getLogger(__name__)
 
-_ORCHESTRATOR = "http://orchestrator"  # a name for the Host header; the link knows the way
-_REPEATABLE = ("GET", "HEAD", "OPTIONS")
+class Remembered:
+    """What the orchestrator has said last, for when it is away."""
+
+    models: bytes | None = None
 
 
 class State(TypedDict):
-    """What each request finds in `scope["state"]`."""
+    """What each request finds in `request.state`."""
 
     link: Link
-    client: httpx2.AsyncClient
+    trunk: Trunk
     settings: Settings
     registry: CollectorRegistry
     traffic: Traffic
+    remembered: Remembered
 
 
 def link_of(settings: Settings) -> Link:
     """The way to the orchestrator that the settings ask for."""
     if settings.cluster is not None:
+        # Imported here: it costs 40 MB and half a second, which nobody pays who has no cluster.
+        from gateway.tunnel import Tunnel
+
         return Tunnel(settings)
     if settings.local_socket is None:
         raise ValueError("neither cluster nor local_socket is set; take the settings from read_settings()")
@@ -53,77 +59,78 @@ def link_of(settings: Settings) -> Link:
 
 
 def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_of) -> Starlette:
-    """The application. Its lifespan holds the link and the one HTTP client on top of it."""
+    """The application. Its lifespan holds the link and the trunk on top of it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        async with make_link(settings) as link, httpx2.AsyncClient(transport=link.transport, trust_env=False) as client:
+        async with make_link(settings) as link:
+            trunk = Trunk(link, connect_seconds=settings.connect_seconds)
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
-            traffic = metrics.traffic_in(registry)
-            yield State(link=link, client=client, settings=settings, registry=registry, traffic=traffic)
+            try:
+                yield State(
+                    link=link,
+                    trunk=trunk,
+                    settings=settings,
+                    registry=registry,
+                    traffic=metrics.traffic_in(registry),
+                    remembered=Remembered(),
+                )
+            finally:
+                trunk.close()
 
-    app = Starlette(
+    return Starlette(
         routes=[
             Route("/", _root),
             Route("/health", _health),
             Route("/ready", _ready),
             Route("/metrics", metrics.show_metrics),
+            Route(MODELS, _models),
             *docs.routes(),
-            Route("/{path:path}", _Relayed()),
         ],
         lifespan=lifespan,
         exception_handlers={HTTPException: _http_error, Exception: _unforeseen},
     )
-    app.add_middleware(Guard, settings=settings)
-    app.add_middleware(Counted, traffic=metrics.traffic_of, value=metrics.kind_of)
-    return app
 
 
-class _Relayed:
-    """Everything that the orchestrator answers."""
+def listener_of(settings: Settings) -> Listener:
+    """The gateway's connections, for uvicorn."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw = scope.get("raw_path", scope["path"].encode()).decode("latin-1")
-        if raw in metrics.OWN:
-            return await Problem(raw, 405, f"{raw} answers GET and HEAD", {"Allow": "GET, HEAD"})(scope, receive, send)
-        if not paths.is_relayed(raw):
-            return await Problem(raw, 404, _what_there_is(raw))(scope, receive, send)
-        try:
-            paths.check(raw)
-            method, path = paths.to_orchestrator(scope["method"], raw)
-            target = path.encode("latin-1") + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-            headers = _with_host(scope) if path == paths.TARGETS else scope["headers"]
-            await _pass_on(dict(scope, method=method, headers=headers), receive, send, target)
-        except (paths.PathError, Unsendable) as exc:
-            await Problem(raw, 400, str(exc))(scope, receive, send)
-        except Unreached as exc:
-            status = scope["state"]["link"].status
-            log.info("%s %s: not reached: %s", scope["method"], raw, exc)
-            await Problem(raw, 503, status.advice, {"Retry-After": str(status.retry_after)})(scope, receive, send)
-        except Unanswered as exc:
-            await Problem(raw, 502, _no_answer(str(exc)))(scope, receive, send)
-        except Interrupted as exc:
-            # Returning with the answer unfinished makes uvicorn cut the connection: the client must notice.
-            log.warning("%s %s: the answer broke off: %s", scope["method"], raw, exc)
+    def make_server(application: Application, state: dict[str, Any]) -> Server:
+        opened = cast(State, state)
+        trunk = opened["trunk"]
+        server = Server(
+            handle=Door(Guard(settings), application, trunk, opened["link"]),
+            render=_rendered,
+            observe=opened["traffic"].observe_request,
+            tick=trunk.tick,
+        )
+        opened["traffic"].in_flight.set_function(lambda: server.in_flight)
+        return server
+
+    return Listener(make_server)
 
 
-def _with_host(scope: Scope) -> list[tuple[bytes, bytes]]:
-    """The client's headers, with its Host as X-Forwarded-Host: the orchestrator tells Prometheus where we are."""
-    headers = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
-    return headers + [(b"x-forwarded-host", value) for name, value in scope["headers"] if name == b"host"]
+def _rendered(path: str, status: int, text: str) -> bytes:
+    return rendered(path, status, _no_answer(text) if status == 502 else text, {"Connection": "close"})
 
 
-async def _pass_on(scope: Scope, receive: Receive, send: Send, target: bytes) -> None:
-    """Relay; once more where an idle connection turned out to be dead and repeating does no harm."""
-    state = scope["state"]
-    timeout = state["settings"].connect_seconds
+async def _models(request: Request) -> Response:
+    """The models that answer; while the orchestrator is away those that did: clients list them when they start."""
+    state = request.state
     try:
-        await relay(state["client"], scope, receive, send, url=_ORCHESTRATOR, target=target, connect_timeout=timeout)
-    except Unanswered:
-        if scope["method"] not in _REPEATABLE:
-            raise
-        await relay(state["client"], scope, receive, send, url=_ORCHESTRATOR, target=target, connect_timeout=timeout)
+        async with asyncio.timeout(state.settings.connect_seconds):
+            status, body = await state.trunk.ask(b"GET", MODELS.encode())
+    except (Unreached, TimeoutError):
+        link = state.link.status
+        if state.remembered.models is not None:
+            return Response(
+                state.remembered.models, media_type="application/json", headers={"Warning": '110 - "stale"'}
+            )
+        return Problem(MODELS, 503, link.advice, {"Retry-After": str(link.retry_after)})
+    if status == HTTPStatus.OK:
+        state.remembered.models = body
+    return Response(body, status, media_type="application/json")
 
 
 async def _root(request: Request) -> JSONResponse:
@@ -181,20 +188,12 @@ async def _ask(request: Request, target: bytes) -> tuple[int | None, dict[str, A
     started = time.perf_counter()
     try:
         async with asyncio.timeout(state.settings.probe_seconds):
-            answer = await state.client.get(_ORCHESTRATOR + target.decode(), timeout=None)
-            body = answer.json()
-    except (TimeoutError, httpx2.TransportError, ValueError):  # ValueError: not JSON, so not an orchestrator
+            status, content = await state.trunk.ask(b"GET", target)
+        body = json.loads(content)
+    except (TimeoutError, Unreached, ValueError):  # ValueError: not JSON, so not an orchestrator
         return None, {}
     elapsed = round((time.perf_counter() - started) * 1000, 1)
-    return answer.status_code, {**(body if isinstance(body, dict) else {}), "milliseconds": elapsed}
-
-
-def _what_there_is(path: str) -> str:
-    relayed = ", ".join(
-        f"{prefix}/…" if prefix in ("/api", "/v1", "/infra/vast") else prefix for prefix in paths.RELAYED
-    )
-    own = ", ".join(metrics.OWN)
-    return f"there is nothing at {path}; there is {own}, {relayed}"
+    return status, {**(body if isinstance(body, dict) else {}), "milliseconds": elapsed}
 
 
 def _no_answer(words: str) -> str:

@@ -1,4 +1,4 @@
-"""Who may ask: a plain ASGI class before everything else.
+"""Who may ask. Pure: a request in, a refusal or nothing out.
 
 The gateway acts as its user on the cluster, and any web page that the user opens can send requests to localhost. So
 1. on loopback the Host header must be a name of loopback, or a page could reach us under its own name (DNS rebinding);
@@ -8,49 +8,56 @@ The gateway acts as its user on the cluster, and any web page that the user open
 
 import hmac
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from gateway.problem import Problem
 from gateway.settings import Settings, is_loopback
 
 _OPEN_PATHS = ("/health", "/ready")
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 
+Headers = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    status: int
+    text: str
+
 
 class Guard:
-    """Answers 401 or 403, or passes the request on without the key: it is the gateway's and goes no further."""
-
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+    def __init__(self, settings: Settings) -> None:
         self._key = settings.api_key.get_secret_value().encode() if settings.api_key else None
         self._hosts = tuple(name.lower() for name in settings.allowed_hosts)
         self._check_host = is_loopback(settings.host)
+        self._welcome: set[bytes] = set()  # Host headers that have been found to be ours
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            if refusal := self._refusal(scope):
-                await refusal(scope, receive, send)
-                return
-            if self._key is not None:
-                scope = dict(scope, headers=_without_key(scope["headers"], self._key))
-        await self._app(scope, receive, send)
-
-    def _refusal(self, scope: Scope) -> Problem | None:
-        headers: dict[bytes, bytes] = dict(scope["headers"])
-        host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self._check_host and not self._is_ours(host):
-            return Problem(scope["path"], 403, _wrong_host(host, self._hosts))
-        origin = headers.get(b"origin", b"").decode("latin-1").lower()
-        if origin and origin not in (f"http://{host}", f"https://{host}"):
-            text = f"a page from {origin} may not use this gateway; call it from a program, or from its own pages"
-            return Problem(scope["path"], 403, text)
-        if self._key is None or scope["path"] in _OPEN_PATHS:
+    def refusal(self, path: str, headers: Headers) -> Refusal | None:
+        """Why this request is not served, None when it is. Names of headers are in lower case."""
+        hosts = [value for name, value in headers if name == b"host"]
+        host = hosts[0] if len(hosts) == 1 else b""
+        if self._check_host and host not in self._welcome:
+            if not self._is_ours(host.decode("latin-1").lower()):
+                return Refusal(403, _wrong_host(host.decode("latin-1").lower(), self._hosts))
+            if len(self._welcome) < 100:
+                self._welcome.add(host)
+        origins = [value for name, value in headers if name == b"origin"]
+        if origins and origins[0].lower() not in (b"http://" + host.lower(), b"https://" + host.lower()):
+            page = origins[0].decode("latin-1")
+            return Refusal(
+                403, f"a page from {page} may not use this gateway; call it from a program, or its own pages"
+            )
+        if self._key is None or path in _OPEN_PATHS:
             return None
-        if any(hmac.compare_digest(given, self._key) for given in _given_keys(scope["headers"])):
+        if any(hmac.compare_digest(given, self._key) for given in _given_keys(headers)):
             return None
         text = "this gateway wants its API key (GATEWAY_API_KEY) as `Authorization: Bearer …`, `X-API-Key` or `api-key`"
-        return Problem(scope["path"], 401, text, {"WWW-Authenticate": "Bearer"})
+        return Refusal(401, text)
+
+    def without_key(self, headers: Headers) -> Headers:
+        """The headers that go further: the key is the gateway's own."""
+        if self._key is None:
+            return headers
+        return [(name, value) for name, value in headers if (_key_of(name, value) or b"") != self._key]
 
     def _is_ours(self, host: str) -> bool:
         name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
@@ -72,7 +79,3 @@ def _key_of(name: bytes, value: bytes) -> bytes | None:
 
 def _given_keys(headers: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
     return (key for name, value in headers if (key := _key_of(name, value)) is not None)
-
-
-def _without_key(headers: list[tuple[bytes, bytes]], key: bytes) -> list[tuple[bytes, bytes]]:
-    return [(name, value) for name, value in headers if (_key_of(name, value) or b"") != key]

@@ -1,14 +1,16 @@
-"""A way to reach the orchestrator: a transport for requests, and the state of what lies below it."""
+"""A way to reach the orchestrator: connections to its socket, and the state of what lies below them."""
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, Self
 
-import httpx2
 
-from orchestrator.relay import LIFTED
+class Unreached(OSError):
+    """There is no way to the orchestrator now; nothing was sent. The text says why."""
 
 
 class LinkState(StrEnum):
@@ -52,13 +54,16 @@ class LinkStatus:
 
 
 class Link(Protocol):
-    """Opened and closed by `async with`. Requests on `transport` fail at once with ConnectError while it is not up."""
-
-    @property
-    def transport(self) -> httpx2.AsyncBaseTransport: ...
+    """Opened and closed by `async with`."""
 
     @property
     def status(self) -> LinkStatus: ...
+
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        """A connection to the orchestrator's socket, for the protocol that the factory makes.
+
+        Raises Unreached, at once while the link is not up.
+        """
 
     async def __aenter__(self) -> Self: ...
 
@@ -69,7 +74,6 @@ class LocalLink:
     """The orchestrator of this machine, at its UNIX socket. Nothing has to be kept open."""
 
     def __init__(self, socket: Path) -> None:
-        self.transport = httpx2.AsyncHTTPTransport(uds=str(socket), limits=LIFTED, trust_env=False)
         self._since = datetime.now(UTC)
         self._socket = socket
 
@@ -77,8 +81,14 @@ class LocalLink:
     def status(self) -> LinkStatus:
         return LinkStatus(LinkState.UP, f"{self._socket} on this machine", self._since)
 
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        try:
+            await asyncio.get_running_loop().create_unix_connection(factory, str(self._socket))
+        except OSError as exc:
+            raise Unreached(f"{self._socket}: {exc.strerror or exc}") from exc
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self.transport.aclose()
+        return

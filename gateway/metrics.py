@@ -4,7 +4,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Scope
 
 from gateway import paths
 from gateway.link import LinkState, LinkStatus
@@ -19,14 +18,8 @@ def traffic_in(registry: CollectorRegistry) -> Traffic:
     return Traffic(registry, "sluice_gateway", "kind")
 
 
-def traffic_of(scope: Scope) -> Traffic:
-    traffic: Traffic = scope["state"]["traffic"]
-    return traffic
-
-
-def kind_of(scope: Scope) -> str:
+def kind_of(path: str) -> str:
     """What a request asked for: `own`, `api`, `v1`, `relayed` for all else that is passed on, `other` for nothing."""
-    path: str = scope["path"]
     if path in OWN or path.startswith("/docs/"):
         return "own"
     for prefix in _KINDS:

@@ -6,6 +6,8 @@ from typing import Any
 
 from starlette.responses import Response
 
+from orchestrator.wire.http1 import answer
+
 _CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 502: "upstream_error", 503: "service_unavailable"}
 
 
@@ -16,8 +18,17 @@ class Problem(Response):
     media_type = "application/json"
 
     def __init__(self, path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps(_body(path, status, message), ensure_ascii=False).encode()
-        super().__init__(body, status_code=status, headers=headers)
+        super().__init__(body_of(path, status, message), status_code=status, headers=headers)
+
+
+def rendered(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> bytes:
+    """The same as bytes of HTTP."""
+    pairs = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    return answer(status, body_of(path, status, message), pairs)
+
+
+def body_of(path: str, status: int, message: str) -> bytes:
+    return json.dumps(_body(path, status, message), ensure_ascii=False).encode("utf-8", "replace")
 
 
 def _body(path: str, status: int, message: str) -> dict[str, Any]:

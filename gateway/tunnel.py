@@ -16,13 +16,12 @@ import shlex
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Self
+from typing import Self, cast
 
 import asyncssh
 
-from gateway.channels import Channel, ChannelTransport
 from gateway.hostkeys import Client, HostKeyError, HostKeys
-from gateway.link import LinkState, LinkStatus
+from gateway.link import LinkState, LinkStatus, Unreached
 from gateway.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -51,7 +50,6 @@ class Tunnel:
     ) -> None:
         if settings.cluster is None:
             raise ValueError("a tunnel needs a cluster: set GATEWAY_CLUSTER")
-        self.transport = ChannelTransport(self._open_channel)
         self._cluster = settings.cluster
         self._settings = settings
         self._sleep = sleep
@@ -73,13 +71,15 @@ class Tunnel:
     async def __aexit__(self, *exc_info: object) -> None:
         self._keeper.cancel()
         await asyncio.wait({self._keeper})
-        await self.transport.aclose()
 
-    async def _open_channel(self) -> Channel:
+    async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        """A channel to the orchestrator's socket."""
         if self._connection is None:
-            raise ConnectionError(self._status.advice)
-        reader, writer = await self._connection.open_unix_connection(self._socket)
-        return reader, writer
+            raise Unreached(self._status.advice)
+        try:
+            await self._connection.create_unix_connection(lambda: _Channel(factory()), self._socket)
+        except (asyncssh.Error, OSError) as exc:
+            raise Unreached(str(exc)) from exc
 
     async def _keep_open(self) -> None:
         delays = self._delays()
@@ -189,6 +189,31 @@ class Tunnel:
         while True:
             yield delay * (1 - self._jitter() / 2)
             delay = min(delay * 2, self._settings.backoff_max_seconds)
+
+
+class _Channel(asyncssh.SSHUNIXSession[bytes]):
+    """What asyncssh tells of a channel, told to a protocol of asyncio. The channel itself is its transport."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self._protocol = protocol
+
+    def connection_made(self, chan: asyncssh.SSHUNIXChannel[bytes]) -> None:
+        self._protocol.connection_made(cast(asyncio.BaseTransport, chan))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+    def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
+        self._protocol.data_received(data)
+
+    def eof_received(self) -> bool:
+        return bool(self._protocol.eof_received())
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
 
 
 async def _close(connection: asyncssh.SSHClientConnection) -> None:

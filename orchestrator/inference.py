@@ -19,7 +19,17 @@ from orchestrator.errors import BadRequest, NotReady, OrchestratorError
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.routing import POLICIES
 from orchestrator.wire import Reply
-from orchestrator.wire.http1 import Chunked, Request, Response, Unbounded, answer, end_to_end, request_head, status_line
+from orchestrator.wire.http1 import (
+    Chunked,
+    Request,
+    Response,
+    Unbounded,
+    answer,
+    end_to_end,
+    request_head,
+    response_head,
+    status_line,
+)
 from orchestrator.wire.upstream import Connection, Pool
 
 log = logging.getLogger(__name__)
@@ -35,7 +45,6 @@ _OURS = frozenset(
     {b"host", b"expect", b"content-length", b"authorization", b"x-api-key", b"api-key", b"cookie", b"idempotency-key",
      b"x-sluice-actor", b"session"}
 )  # fmt: skip
-_HOPS = frozenset({b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-connection", b"upgrade", b"te"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,6 @@ class Inferences:
     most_in_flight: int = 1024
     active: "set[Inference]" = field(default_factory=set)
     _turns: Iterator[int] = field(default_factory=itertools.count)
-    _ids: Iterator[int] = field(default_factory=itertools.count)
 
     def begin(self, request: Request, reply: Reply, target: bytes, wanted: Group) -> "Inference":
         """`target` is what the engine is asked for."""
@@ -90,11 +98,6 @@ class Inferences:
             raise NotReady(f"each replica has {self.most_in_flight} requests under way; try again", retry_after=1)
         return free[POLICIES[free[0].routing].choose(free, asked, next(self._turns)) if len(free) > 1 else 0]
 
-    def new_id(self) -> bytes:
-        return b"%s-%d" % (self.prefix, next(self._ids))
-
-    prefix: bytes = b"req"
-
     def tick(self) -> None:
         """Called once a second."""
         for inference in list(self.active):
@@ -110,7 +113,7 @@ class Inference:
         self._reply = reply
         self._target = target
         self._wanted = wanted
-        self._id = request.header(b"x-request-id") or all_of_them.new_id()
+        self._id = request.id
         self._received: list[bytes] = []
         self._size = 0
         self._body = b""
@@ -266,20 +269,10 @@ class Inference:
         if self._begun:  # by comments: the client has a head already, of a body in chunks
             self._wrap = self._wrap or not isinstance(response.extent, Chunked)
             return
-        self._head = self._edited(response, head)
-
-    def _edited(self, response: Response, head: bytes) -> bytes:
-        """The engine's head as the client gets it: as it came, and our id behind it."""
-        mine = b"" if response.header(b"x-request-id") else b"x-request-id: %s\r\n" % self._id
-        if head.startswith(b"HTTP/1.1") and not self._wrap and not any(n in _HOPS for n, _ in response.headers):
-            return b"%s%s\r\n" % (head[:-2], mine)
-        lines = [status_line(response.status)]
-        for name, value in response.headers:
-            if name not in _HOPS:
-                lines += (name, b": ", value, b"\r\n")
+        more = [] if response.header(b"x-request-id") else [(b"x-request-id", self._id)]
         if self._wrap:
-            lines.append(b"transfer-encoding: chunked\r\n")
-        return b"".join((*lines, mine, b"\r\n"))
+            more.append((b"transfer-encoding", b"chunked"))
+        self._head = response_head(response, head, *more)
 
     def data(self, data: bytes) -> None:
         if self._refusal is not None:

@@ -209,7 +209,8 @@ async def probe(client: httpx2.AsyncClient, replica: Replica) -> None:
             answer = await client.get(f"{replica.url}{replica.models_path}", headers=replica.headers)
             replica.cards = cards_in(answer.json()) if answer.status_code == 200 else ()
             if not replica.models:
-                return replica.down(f"{replica.models_path} answers {answer.status_code}")
+                has = "lists no model yet" if answer.status_code == 200 else f"answers {answer.status_code}"
+                return replica.down(f"{replica.models_path} {has}")
     except httpx2.ConnectError:
         replica.down("the engine does not listen yet")
     except httpx2.TimeoutException:

@@ -119,7 +119,8 @@ class Services:
         )
 
     def _secrets(self) -> dict[str, str]:
-        keys = {"VLLM_API_KEY": secrets.token_urlsafe(32)}
+        # Digits and letters only: an engine that must be told its key as an argument would take a dash for an option's.
+        keys = {"VLLM_API_KEY": secrets.token_hex(32)}
         if self.settings.site.token_file is not None:
             keys["HF_TOKEN"] = read_token(Path(self.settings.site.token_file).expanduser())
         return keys

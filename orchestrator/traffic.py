@@ -43,8 +43,8 @@ class Traffic:
         histogram.observe(seconds)
 
     def observe_request(self, request: Request, status: int, seconds: float) -> None:
-        """Count a request of the data path. Those of the application are counted by `Counted`."""
-        if request.kind != OTHER:
+        """Count a request that a `wire.server.Server` has answered, unless it left that to `Counted`."""
+        if request.kind:
             self.observe(request.method.decode("latin-1"), request.kind, status, seconds)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.config import resolve
 from orchestrator.errors import Invalid
@@ -374,6 +375,27 @@ def test_keys_reach_the_engine_and_stand_nowhere_else(bench: Bench) -> None:
         assert secret not in folder.script.read_text() + " ".join(engine["argv"]) + ended.said
 
 
+@pytest.mark.parametrize("key", ["k'e y$(id)`\\\"#: [", "0x1e5", ""])
+def test_sglang_reads_its_key_from_a_private_file(bench: Bench, key: str) -> None:
+    folder = bench.script("record", recipe=BOOK.find("sglang-single-node"), secrets={"VLLM_API_KEY": key})
+    ended = bench.run(folder)
+    path = Path(option(ended.engines[0], "--config"))
+    assert path == folder.path / "sglang.yaml" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert yaml.safe_load(path.read_text()) == ({"api-key": key} if key else {})
+    assert not key or key not in folder.script.read_text() + " ".join(ended.engines[0]["argv"]) + ended.said
+
+
+def test_several_nodes_without_slurm_are_refused_in_words(bench: Bench) -> None:
+    folder = bench.script("record", recipe=BOOK.find("vllm-multi-node"))
+    tools = bench.root / "tools"
+    tools.mkdir()
+    for name in ("bash", "cat", "date", "mkdir", "mv", "rm"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    ended = bench.run(folder, PATH=str(tools))
+    assert (ended.code, ended.engines) == (1, [])
+    assert "an engine on 2 nodes needs Slurm's srun, and localhost has none; ask for one node" in ended.said
+
+
 INIT = """
 printf '%s\\n' "$NEVER_SET" # as the real ones do
 module() {
@@ -429,6 +451,9 @@ OPTIONS = {
     "VLLM_HOST": "--host",
     "LLAMACPP_MODEL": "--served-model-name",
     "LLAMACPP_WEIGHTS": "--weights",
+    "SGLANG_MODEL": "--model-path",
+    "SGLANG_SERVED_MODEL_NAME": "--served-model-name",
+    "SGLANG_HOST": "--host",
 }
 
 
@@ -484,7 +509,7 @@ def test_a_value_arrives_literally_or_is_refused_by_name(bench: Bench, recipe: R
     taken = accepted(bench, recipe, value)
     assert "config.environment.MINE" in taken
     one: dict[str, Any] = {"max_restarts": 0, "resources": {"gpu": 1}}  # of a group only one replica, and once
-    config = one if recipe.gpus_per_replica_parameter else {}
+    config = one if recipe.gpus_per_replica_parameter else {"nodes": 1}  # of several nodes one: there is no srun here
     for path in taken:
         parameter = places(recipe)[path]
         config = merged(config, at(path, [value] if parameter is not None and parameter.type == "words" else value))
@@ -494,7 +519,8 @@ def test_a_value_arrives_literally_or_is_refused_by_name(bench: Bench, recipe: R
     assert {path: arrived(recipe, path, engine) for path in taken} == dict.fromkeys(taken, value)
     assert ended.code == 0 and not marker.exists()
     names = {"claim", "endpoints.json", "exit.json", "job.sh", "secrets.env"}
-    assert {path.name for path in folder.path.iterdir()} - {"qdrant.yaml"} == names  # a recipe's own `setup` wrote it
+    own = {"qdrant.yaml", "sglang.yaml", "models"}  # what a recipe's own `setup` makes
+    assert {path.name for path in folder.path.iterdir()} - own == names
 
 
 @pytest.mark.parametrize("recipe", BOOK.all(), ids=lambda recipe: recipe.name)
@@ -577,7 +603,8 @@ def names_of_the_scripts(bench: Bench) -> set[str]:
             found |= set(re.findall(r"(?:^|\s)([A-Z_]+)(?:\[\S+\])?\+?=", line))
         for pattern in (r"(?m)^\s*(?:local )?", r"\bfor (?:\(\()?", r"\bexec \{", r"\bread .*-a "):
             found |= set(re.findall(pattern + r"([A-Za-z_]\w*)(?==|\+=| in\b| = |\}| <<<)", text))
-    return {name for name in found if not name.startswith("QDRANT__")}  # what the recipe gives its engine
+    given = {name for recipe in BOOK.all() for name in recipe.parameters}  # to the engine, by the recipe
+    return {name for name in found - given if not name.startswith("QDRANT__")}
 
 
 def test_no_name_of_the_script_can_be_set(bench: Bench) -> None:

@@ -66,6 +66,14 @@ QUOTING = {
     "account": "other",
 }
 
+SGLANG_QUOTING = QUOTING | {"sglang_args": QUOTING["vllm_args"]}
+del SGLANG_QUOTING["vllm_args"]
+MULTI_NODE_QUOTING = QUOTING | {
+    "environment": {"GREETING": "it's"},
+    "pipeline_parallel_size": 1,
+    "tensor_parallel_size": 8,
+}
+
 
 @dataclass(frozen=True)
 class Case:
@@ -89,6 +97,13 @@ CASES = {
     "vllm-podman-chosen-gpus": Case(site=Site(runtime="podman"), config=QUOTING),
     "qdrant-meluxina": Case("qdrant", {"volume": "papers"}, site=MELUXINA),
     "qdrant-docker": Case("qdrant", site=Site(runtime="docker")),
+    "sglang-meluxina-quoting": Case("sglang-single-node", SGLANG_QUOTING, site=MELUXINA),
+    "sglang-docker": Case("sglang-single-node", {"max_model_len": 4096, "gpu": 1}, site=Site(runtime="docker")),
+    "ollama-docker": Case("ollama", {"model": "hf.co/owner/name:Q4_K_M", "parallel": 4}, site=Site(runtime="docker")),
+    "ollama-store": Case("ollama", {"max_model_len": 8192, "environment": {"OLLAMA_MODELS": "/data/it's models"}}),
+    "vllm-multi-node-meluxina": Case("vllm-multi-node", {"nodes": 4, "network_interface": "ib0"}, site=MELUXINA),
+    "vllm-multi-node-docker-quoting": Case("vllm-multi-node", MULTI_NODE_QUOTING, site=Site(runtime="docker")),
+    "vllm-multi-node-of-one": Case("vllm-multi-node", {"nodes": 1}),
     "llamacpp-weights": Case("llamacpp-cpu", {"weights": "/data/it's a model.gguf", "threads": 4}),
     "llamacpp-meluxina": Case("llamacpp-cpu", site=MELUXINA.model_copy(update={"runtime": "none"})),
 }
@@ -134,7 +149,7 @@ def test_shellcheck_and_bash_find_no_fault_in_any_script(tmp_path: Path) -> None
     for name, case in CASES.items():
         path = tmp_path / f"{name}.sh"
         path.write_text(rendered(case))
-        files["SC1003,SC2016" if case.config is QUOTING else ""].append(str(path))
+        files["SC1003,SC2016" if case.config in (QUOTING, SGLANG_QUOTING, MULTI_NODE_QUOTING) else ""].append(str(path))
     checks = [[str(shellcheck), "--norc", "--severity=style", f"--exclude={x}", *paths] for x, paths in files.items()]
     for command in checks + [["bash", "-n", path] for paths in files.values() for path in paths]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)

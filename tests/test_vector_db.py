@@ -26,8 +26,9 @@ from qdrant_client import models as m
 from qdrant_client.http.exceptions import UnexpectedResponse
 
 from gateway.app import create_app as create_gateway
+from gateway.app import listener_of as gateway_listener_of
 from gateway.settings import Settings as GatewaySettings
-from orchestrator.app import create_app
+from orchestrator.app import create_app, listener_of
 from orchestrator.errors import BadRequest
 from orchestrator.schedulers.local import Local
 from orchestrator.settings import Engine, Settings, Site
@@ -96,7 +97,11 @@ async def both_halves(home: Path, listener: socket.socket) -> AsyncIterator[None
     behind = socket.socket(socket.AF_UNIX)
     behind.bind(str(home / "o.sock"))
     gateway = GatewaySettings(local_socket=home / "o.sock")
-    async with served(create_app(settings, Local(home)), behind), served(create_gateway(gateway), listener):
+    app = create_app(settings, Local(home))
+    async with (
+        served(app, behind, listener_of(app)),
+        served(create_gateway(gateway), listener, gateway_listener_of(gateway)),
+    ):
         yield
 
 

@@ -148,7 +148,6 @@ class Slurm:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=dict(self.environment),
-                umask=0o077,
                 start_new_session=True,
             )
         )

@@ -47,8 +47,9 @@ class Reply(Protocol):
     def finish(self) -> None:
         """The answer is complete. May come before the request's body is."""
 
-    def cut(self, why: str) -> None:
-        """No answer, or no more of it: what has been sent must not look complete."""
+    def cut(self, why: str, *, reached: bool = True) -> None:
+        """No answer, or no more of it: what has been sent must not look complete. `reached`: the request may have been
+        acted on."""
 
     def pause(self) -> None:
         """Hold back the rest of the request's body for now."""

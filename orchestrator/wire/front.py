@@ -207,9 +207,9 @@ class Front(asyncio.Protocol):
             self._read(True)
         self._maybe_next()
 
-    def cut(self, why: str) -> None:
+    def cut(self, why: str, *, reached: bool = True) -> None:
         if not self._status:
-            self._fail(502, why)
+            self._fail(502 if reached else 503, why)
             return
         self._over(self._status)
         self._exchange = None
@@ -225,7 +225,7 @@ class Front(asyncio.Protocol):
     def _over(self, status: int) -> None:
         assert self._request is not None
         self._answered = True
-        self._server.observe(self._request, status, self._time() - self._began)
+        self._server.answered(self._request, status, self._time() - self._began)
 
     def _fail(self, status: int, text: str) -> None:
         """Answer with an error of ours, which is the last thing on this connection."""

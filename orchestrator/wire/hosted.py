@@ -11,7 +11,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from orchestrator.wire import Reply
-from orchestrator.wire.http1 import HEAD_END, Extent, Request, end_to_end, parse_response, request_head
+from orchestrator.wire.http1 import HEAD_END, Extent, Request, end_to_end, parse_response, request_head, response_head
 
 
 class Application:
@@ -37,6 +37,7 @@ class Hosted(asyncio.Transport):
         self._extent: Extent | None = None  # of the answer's body, once its head is complete
         self._over = False
         protocol.connection_made(self)
+        self._id = request.id
         framing = [(b"transfer-encoding", b"chunked")] if self._chunked else []
         headers = end_to_end(request.headers, frozenset({b"expect"})) + framing
         protocol.data_received(request_head(request.method, request.target, headers))
@@ -83,7 +84,10 @@ class Hosted(asyncio.Transport):
         self._head += data
         end = self._head.find(HEAD_END) + len(HEAD_END)
         if end >= len(HEAD_END):
-            self._extent = parse_response(self._head[:end], to_head=self._to_head).extent
+            response = parse_response(self._head[:end], to_head=self._to_head)
+            self._extent = response.extent
+            mine = () if response.header(b"x-request-id") else ((b"x-request-id", self._id),)
+            return response_head(response, self._head[:end], *mine) + self._head[end:]
         return self._head
 
     def close(self) -> None:

@@ -20,6 +20,8 @@ HOP_BY_HOP = frozenset(
 )  # fmt: skip
 """Headers that end at the next hop: RFC 9110, 7.6.1."""
 
+_HOPS = HOP_BY_HOP - {b"transfer-encoding", b"trailer"}  # in answers, whose framing is passed on too
+
 Headers = list[tuple[bytes, bytes]]
 
 _MOST_LINE = 4096  # of a chunk's size with its extensions, and of all trailers
@@ -38,10 +40,10 @@ class Malformed(Exception):
 class Request:
     """The head of a request. Names of headers are in lower case; `target` is raw, as in the request line.
 
-    `kind` is what a handler says that it is, for the metrics.
+    `kind` is what a handler says that it is, for the metrics; `id` the one in its X-Request-Id, else one of ours.
     """
 
-    __slots__ = ("headers", "keep_alive", "kind", "length", "method", "minor", "target")
+    __slots__ = ("headers", "id", "keep_alive", "kind", "length", "method", "minor", "target")
 
     method: bytes
     target: bytes
@@ -50,22 +52,24 @@ class Request:
     length: int | None  # of the body; None when it comes in chunks
     headers: Headers
     kind: str
+    id: bytes
 
     def __init__(self) -> None:
         self.headers = []
-        self.kind = "other"
+        self.kind = ""
+        self.id = b""
 
     def on_url(self, url: bytes) -> None:
         self.target = url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.lower(), value))
+        self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def header(self, name: bytes) -> bytes | None:
-        """The first value of a header, without the blanks around it."""
+        """The first value of a header."""
         for known, value in self.headers:
             if known == name:
-                return value.strip(b" \t")
+                return value
         return None
 
     @property
@@ -88,7 +92,7 @@ def parse_request(head: bytes) -> Request:
     if version not in ("1.0", "1.1"):
         raise Malformed(f"HTTP/{version} is not spoken here; use HTTP/1.1", 505)
     request.method, request.minor = parser.get_method(), int(version[-1])
-    request.keep_alive = request.minor == 1 and parser.should_keep_alive()
+    request.keep_alive = request.minor == 1 and not _closes(request.headers)
     request.length = _request_length(request)
     return request
 
@@ -105,6 +109,12 @@ def _request_length(request: Request) -> int | None:
                 raise Malformed("an HTTP/1.0 request cannot be chunked")
             return None
     return length
+
+
+def _closes(headers: Headers) -> bool:
+    return any(
+        b"close" in value.lower().replace(b" ", b"").split(b",") for name, value in headers if name == b"connection"
+    )
 
 
 def _number(value: bytes) -> int:
@@ -166,8 +176,21 @@ def parse_response(head: bytes, *, to_head: bool = False) -> Response:
         raise Malformed(f"the answer is not valid HTTP/1.1: {exc}") from exc
     response.status = parser.get_status_code()
     response.extent = _response_extent(response, to_head)
-    response.keep_alive = parser.should_keep_alive() and not isinstance(response.extent, Unbounded)
+    bounded = not isinstance(response.extent, Unbounded)
+    response.keep_alive = bounded and parser.get_http_version() == "1.1" and not _closes(response.headers)
     return response
+
+
+def response_head(response: Response, head: bytes, *more: tuple[bytes, bytes]) -> bytes:
+    """A head as it is passed on, with `more` headers: as it came, less what ends at this hop."""
+    added = b"".join(b"%s: %s\r\n" % header for header in more)
+    if head.startswith(b"HTTP/1.1 ") and not any(name in _HOPS for name, _ in response.headers):
+        return b"%s%s\r\n" % (head[:-2], added)
+    lines = [status_line(response.status)]
+    for name, value in response.headers:
+        if name not in _HOPS:
+            lines += (name, b": ", value, b"\r\n")
+    return b"".join((*lines, added, b"\r\n"))
 
 
 def _response_extent(response: Response, to_head: bool) -> "Extent":

@@ -36,7 +36,11 @@ _WRITE_BUFFER = 1024 * 1024
 
 
 class BrokenSession(Exception):
-    """The other side does not speak this protocol, or has gone."""
+    """The other side does not speak this protocol (`answered`: but it does speak HTTP), or has gone."""
+
+    def __init__(self, text: str, *, answered: bool = False) -> None:
+        super().__init__(text)
+        self.answered = answered
 
 
 class _Stream:
@@ -196,7 +200,7 @@ class Served(_Stream):
         self._over(self._status)
         self._session.send_end(self._id)
 
-    def cut(self, why: str) -> None:
+    def cut(self, why: str, *, reached: bool = True) -> None:
         self._over(self._status or 502)
         self._session.send(_RESET, self._id, why.encode()[:1000])
 
@@ -230,7 +234,7 @@ class Served(_Stream):
 
     def _over(self, status: int) -> None:
         self._close()
-        self._server.observe(self._request, status, self._session.loop.time() - self._began)
+        self._server.answered(self._request, status, self._session.loop.time() - self._began)
 
 
 class _Session(asyncio.Protocol):
@@ -382,7 +386,9 @@ class AskingSession(_Session):
             return
         greeting, rest, self._greeting = self._greeting[:end], self._greeting[end:], None
         if not greeting.startswith(b"HTTP/1.1 101 "):
-            self.ready.set_exception(BrokenSession(f"the orchestrator does not speak {PROTOCOL.decode()}"))
+            self.ready.set_exception(
+                BrokenSession(f"the orchestrator does not speak {PROTOCOL.decode()}", answered=True)
+            )
             self.transport.abort()
             return
         self.ready.set_result(None)

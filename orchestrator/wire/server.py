@@ -1,7 +1,9 @@
 """What all connections of one server share: the handler, the rendering of errors, the count of what was answered."""
 
+import itertools
 import logging
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -47,7 +49,10 @@ class Server:
     timeouts: Timeouts = Timeouts()
     tick: Callable[[], None] = lambda: None  # once a second
     registry: set[Any] = field(default_factory=set)  # uvicorn's, for whom to ask to end
+    in_flight: int = 0  # requests that are being answered
     _open: set[Connection] = field(default_factory=set)
+    _prefix: bytes = field(default_factory=lambda: b"req-" + secrets.token_hex(4).encode())
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def joined(self, connection: Connection) -> None:
         self._open.add(connection)
@@ -59,6 +64,8 @@ class Server:
 
     def begin(self, request: Request, reply: Reply) -> Exchange:
         """Hand a request over. What fails in an unforeseen way is answered too."""
+        request.id = request.header(b"x-request-id") or b"%s-%x" % (self._prefix, next(self._numbers))
+        self.in_flight += 1
         try:
             return self.handle(request, reply)
         except Exception:
@@ -66,6 +73,11 @@ class Server:
             reply.write(self.render(request.path, 500, "an unexpected error; the log has it"))
             reply.finish()
             return Answered()
+
+    def answered(self, request: Request, status: int, seconds: float) -> None:
+        """A request is over."""
+        self.in_flight -= 1
+        self.observe(request, status, seconds)
 
     def sweep(self, now: float) -> None:
         for connection in list(self._open):

@@ -2,11 +2,22 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol, cast
 
-from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Extent, Malformed, Response, Unbounded, parse_response
+from orchestrator.wire import Reply
+from orchestrator.wire.http1 import (
+    HEAD_END,
+    MOST_HEAD,
+    Extent,
+    Malformed,
+    Request,
+    Response,
+    Unbounded,
+    parse_response,
+    response_head,
+)
 
 IDLE_SECONDS = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
 MOST_IDLE = 64  # kept for one address
@@ -163,10 +174,13 @@ class Connection(asyncio.Protocol):
 
 
 class Pool:
-    """The idle connections, by address (host, port). Opened and closed with its owner."""
+    """The idle connections, by address (host, port), and new ones made by `open_connection`."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, connect_seconds: float = 5.0) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, open_connection: "OpenConnection", connect_seconds: float = 5.0
+    ) -> None:
         self._loop = loop
+        self._open = open_connection
         self._connect_seconds = connect_seconds
         self._idle: dict[tuple[str, int], deque[Connection]] = {}
 
@@ -182,8 +196,9 @@ class Pool:
 
     async def connect(self, address: tuple[str, int]) -> Connection:
         """A new one. Raises OSError, TimeoutError included."""
+        connection = Connection(self, address)
         async with asyncio.timeout(self._connect_seconds):
-            _, connection = await self._loop.create_connection(lambda: Connection(self, address), *address)
+            await self._open(lambda: connection, address)
         return connection
 
     def give_back(self, address: tuple[str, int], connection: Connection) -> None:
@@ -208,9 +223,90 @@ class Pool:
         self._idle.clear()
 
 
+OpenConnection = Callable[[Callable[[], Connection], tuple[str, int]], Awaitable[None]]
+"""Connects to an address with the protocol that the factory makes. Raises OSError."""
+
+
+class Asked:
+    """The Exchange of one request that is passed on over a connection of its own, as plain HTTP, and its Taker."""
+
+    def __init__(self, pool: Pool, address: tuple[str, int], request: Request, head: bytes, reply: Reply) -> None:
+        self._reply = reply
+        self._chunked = request.length is None
+        self._to_head = request.method == b"HEAD"
+        self._connection: Connection | None = None
+        self._out: list[bytes] = [head]  # until there is a connection
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._connect(pool, address))
+
+    async def _connect(self, pool: Pool, address: tuple[str, int]) -> None:
+        try:
+            connection = pool.idle(address) or await pool.connect(address)
+        except OSError as exc:
+            self._task = None
+            self._reply.cut(str(exc) or type(exc).__name__, reached=False)
+            return
+        self._task, self._connection = None, connection
+        connection.ask(self, b"".join(self._out), to_head=self._to_head)
+        self._reply.resume()
+
+    def _send(self, data: bytes) -> None:
+        if self._connection is not None:
+            self._connection.send(data)
+        else:
+            self._out.append(data)
+            self._reply.pause()
+
+    def feed(self, data: bytes) -> None:
+        self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
+
+    def end(self) -> None:
+        if self._chunked:
+            self._send(b"0\r\n\r\n")
+
+    def abort(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._connection is not None:
+            self._connection.abort()
+
+    def pause(self) -> None:
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+
+    def answered(self, response: Response, head: bytes) -> None:
+        self._reply.write(response_head(response, head))
+
+    def data(self, data: bytes) -> None:
+        self._reply.write(data)
+
+    def done(self) -> None:
+        self._connection = None
+        self._reply.finish()
+
+    def broken(self, why: str) -> None:
+        self._connection = None
+        self._reply.cut(why)
+
+    def full(self, full: bool) -> None:
+        if full:
+            self._reply.pause()
+        else:
+            self._reply.resume()
+
+
 @asynccontextmanager
 async def open_pool() -> AsyncIterator[Pool]:
-    pool = Pool(asyncio.get_running_loop())
+    """Connections to engines, over TCP."""
+    loop = asyncio.get_running_loop()
+
+    async def connect(factory: Callable[[], Connection], address: tuple[str, int]) -> None:
+        await loop.create_connection(factory, *address)
+
+    pool = Pool(loop, connect)
     try:
         yield pool
     finally:

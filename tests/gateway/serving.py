@@ -11,8 +11,11 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from gateway.app import create_app
+from gateway.app import create_app, listener_of
 from gateway.settings import Settings
+from orchestrator.wire.hosted import Application
+from orchestrator.wire.listener import Listener
+from orchestrator.wire.server import Server
 from tests.gateway.fake_orchestrator import FakeOrchestrator
 from tests.gateway.sshd import Sshd
 
@@ -36,9 +39,11 @@ def settings_through(sshd: Sshd, folder: Path) -> Settings:
 
 
 @asynccontextmanager
-async def served(app: Any, listener: socket.socket) -> AsyncIterator[None]:
+async def served(app: Any, listener: socket.socket, http: Any = "httptools") -> AsyncIterator[None]:
     """`app` on a socket that is bound already, from ready to closed."""
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1, ws="none", server_header=False)
+    config = uvicorn.Config(
+        app, http=http, log_config=None, timeout_graceful_shutdown=1, ws="none", server_header=False
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -52,11 +57,22 @@ async def served(app: Any, listener: socket.socket) -> AsyncIterator[None]:
         listener.close()
 
 
-def served_orchestrator(app: FakeOrchestrator, path: Path) -> AbstractAsyncContextManager[None]:
+def muxed() -> Listener:
+    """Connections that may carry many requests at once, as the orchestrator's do."""
+
+    def make_server(application: Application, state: dict[str, Any]) -> Server:
+        return Server(application.exchange, lambda path, status, text: b"", lambda *told: None, muxed=True)
+
+    return Listener(make_server)
+
+
+def served_orchestrator(
+    app: FakeOrchestrator, path: Path, http: Any = "httptools"
+) -> AbstractAsyncContextManager[None]:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
-    return served(app, listener)
+    return served(app, listener, http)
 
 
 @asynccontextmanager
@@ -66,7 +82,7 @@ async def gateway(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
     listener.bind(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     async with (
-        served(create_app(settings), listener),
+        served(create_app(settings), listener, listener_of(settings)),
         httpx2.AsyncClient(base_url=url, trust_env=False, timeout=10) as client,
     ):
         yield client

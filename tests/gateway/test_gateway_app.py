@@ -118,11 +118,22 @@ async def test_no_orchestrator_on_this_machine(folder: Path) -> None:
         assert (answer.status_code, "none.sock" in answer.json()["detail"]) == (503, True)
 
 
-async def test_only_what_does_no_harm_is_repeated(folder: Path) -> None:
+UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: sluicegate-mux/1\r\n\r\n"
+UNKNOWN = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
+
+
+@pytest.mark.parametrize("greeting", [UPGRADED, UNKNOWN])
+async def test_only_what_does_no_harm_is_repeated(folder: Path, greeting: bytes) -> None:
+    """An orchestrator that hangs up on every request: with one connection for all, and with one for each."""
     asked: list[bytes] = []
 
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        asked.append((await reader.readline()).split()[0])
+        first = await reader.readuntil(b"\r\n")
+        if first.startswith(b"GET /mux"):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(greeting)
+            first = (await reader.readuntil(b" "))[9:] if greeting is UPGRADED else b""  # behind a frame's header
+        asked.extend(first.split()[:1])
         writer.close()
         await writer.wait_closed()
 
@@ -132,7 +143,8 @@ async def test_only_what_does_no_harm_is_repeated(folder: Path) -> None:
         gateway(Settings(local_socket=path)) as client,
     ):
         for method in ("POST", "DELETE", "GET"):
-            assert (await client.request(method, "/api/v1/x")).status_code == 502
+            answer = await client.request(method, "/api/v1/x")
+            assert (answer.status_code, "carried out" in answer.json()["detail"]) == (502, True)
     assert asked == [b"POST", b"DELETE", b"GET", b"GET"]
 
 

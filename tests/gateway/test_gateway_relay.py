@@ -8,22 +8,29 @@ import httpx2
 import pytest
 
 from tests.gateway.fake_orchestrator import FakeOrchestrator
-from tests.gateway.serving import gateway, served_orchestrator, settings_through, short_folder, until_ready
+from tests.gateway.serving import gateway, muxed, served_orchestrator, settings_through, short_folder, until_ready
 from tests.gateway.sshd import Sshd
 
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(scope="module", params=["mux", "plain"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def orchestrator() -> FakeOrchestrator:
+def orchestrator(way: str) -> FakeOrchestrator:
     return FakeOrchestrator()
 
 
 @pytest.fixture(scope="module")
-async def client(sshd: Sshd, orchestrator: FakeOrchestrator) -> AsyncIterator[httpx2.AsyncClient]:
+async def client(way: str, sshd: Sshd, orchestrator: FakeOrchestrator) -> AsyncIterator[httpx2.AsyncClient]:
+    """Over one connection for all requests, and as it is with an orchestrator that does not know that."""
     with short_folder() as folder:
         settings = settings_through(sshd, folder)
-        async with served_orchestrator(orchestrator, folder / "orchestrator.sock"), gateway(settings) as client:
+        http = muxed() if way == "mux" else "httptools"
+        async with served_orchestrator(orchestrator, folder / "orchestrator.sock", http), gateway(settings) as client:
             await until_ready(client)
             yield client
 
@@ -44,7 +51,7 @@ async def test_json_path_query_and_headers(client: httpx2.AsyncClient) -> None:
 async def test_no_header_of_the_relay_s_own(client: httpx2.AsyncClient) -> None:
     request = httpx2.Request("GET", client.base_url.join("/api/v1/echo"))
     told = (await client.send(request)).json()
-    assert [name for name, _ in told["headers"]] == ["host"]
+    assert [name for name, _ in told["headers"]] == ["host", "x-request-id"]
 
 
 async def test_encoded_answers_are_not_touched(client: httpx2.AsyncClient) -> None:

@@ -1,0 +1,80 @@
+"""The handler of the gateway's server: what is refused, what we answer ourselves, what goes to the orchestrator."""
+
+import logging
+
+from gateway import metrics, paths
+from gateway.guard import Guard
+from gateway.link import Link
+from gateway.problem import rendered
+from gateway.trunk import Trunk
+from orchestrator.wire import Exchange, Reply
+from orchestrator.wire.hosted import Application
+from orchestrator.wire.http1 import Request, end_to_end, request_head
+from orchestrator.wire.server import Answered
+
+log = logging.getLogger(__name__)
+
+_NOT_FURTHER = frozenset({b"expect", b"host", b"x-forwarded-host"})
+_ALLOW = {"Allow": "GET, HEAD"}
+MODELS = "/v1/models"
+
+
+class Door:
+    def __init__(self, guard: Guard, application: Application, trunk: Trunk, link: Link) -> None:
+        self._guard, self._application, self._trunk, self._link = guard, application, trunk, link
+
+    def __call__(self, request: Request, reply: Reply) -> Exchange:
+        path = request.path
+        request.kind = metrics.kind_of(path)
+        if refusal := self._guard.refusal(path, request.headers):
+            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
+            return _refuse(reply, path, refusal.status, refusal.text, headers)
+        if request.kind == "own" or (path == MODELS and request.method in (b"GET", b"HEAD")):
+            if path in metrics.OWN and request.method not in (b"GET", b"HEAD"):
+                return _refuse(reply, path, 405, f"{path} answers GET and HEAD", _ALLOW)
+            return self._application.exchange(request, reply)
+        if not paths.is_relayed(path):
+            return _refuse(reply, path, 404, _what_there_is(path))
+        try:
+            paths.check(path)
+        except paths.PathError as exc:
+            return _refuse(reply, path, 400, str(exc))
+        return self._pass_on(request, reply, path)
+
+    def _pass_on(self, request: Request, reply: Reply, path: str) -> Exchange:
+        method, target = request.method, request.target
+        framing = [(b"host", b"orchestrator")]
+        if path.startswith("/api/"):
+            their_method, their_path = paths.to_orchestrator(method.decode(), path)
+            method, query = their_method.encode(), target.partition(b"?")[2]
+            target = their_path.encode() + (b"?" + query if query else b"")
+        if request.length is None:
+            framing.append((b"transfer-encoding", b"chunked"))
+        if target.partition(b"?")[0] == paths.TARGETS.encode():
+            framing.append((b"x-forwarded-host", request.header(b"host") or b""))
+        if request.header(b"x-request-id") is None:
+            framing.append((b"x-request-id", request.id))
+        headers = self._guard.without_key(end_to_end(request.headers, _NOT_FURTHER))
+        head = request_head(method, target, headers + framing)
+
+        def refuse(reply: Reply, status: int, why: str) -> None:
+            state = self._link.status
+            log.info("%s %s: not reached: %s", request.method.decode(), path, why)
+            reply.write(rendered(path, status, state.advice, {"Retry-After": str(state.retry_after)}))
+            reply.finish()
+
+        return self._trunk.exchange(request, head, reply, refuse)
+
+
+def _refuse(reply: Reply, path: str, status: int, text: str, headers: dict[str, str] | None = None) -> Answered:
+    reply.write(rendered(path, status, text, headers))
+    reply.finish()
+    return Answered()
+
+
+def _what_there_is(path: str) -> str:
+    relayed = ", ".join(
+        f"{prefix}/…" if prefix in ("/api", "/v1", "/infra/vast") else prefix for prefix in paths.RELAYED
+    )
+    own = ", ".join(metrics.OWN)
+    return f"there is nothing at {path}; there is {own}, {relayed}"

@@ -1,0 +1,234 @@
+"""The way from the gateway to the orchestrator: one connection with many streams.
+
+It is opened by the first request that needs it, and again after it has ended. To an orchestrator that does not speak
+`orchestrator.wire.mux` each request gets a connection of its own, with plain HTTP.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from gateway.link import Link, LinkState, Unreached
+from orchestrator.wire import Exchange, Reply
+from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_response
+from orchestrator.wire.mux import AskingSession, BrokenSession
+from orchestrator.wire.upstream import Asked, Connection, Pool
+
+log = logging.getLogger(__name__)
+
+_PING_TICKS = 15  # seconds between two signs of life
+_MOST_UNANSWERED = 2  # pings, until the connection counts as dead
+_PLAIN_TICKS = 60  # seconds until an orchestrator is asked again whether it speaks mux
+_MOST_HELD = 1024 * 1024  # bytes of a body that wait for a connection
+_ADDRESS = ("orchestrator", 0)
+
+
+class Trunk:
+    """`link` is open, and says how to reach the orchestrator."""
+
+    def __init__(self, link: Link, *, connect_seconds: float) -> None:
+        self._link = link
+        self._connect_seconds = connect_seconds
+        self._session: AskingSession | None = None
+        self._opening: asyncio.Task[None] | None = None
+        self._plain = False
+        self._pool = Pool(asyncio.get_running_loop(), self._connect_plain)
+        self._ticks = 0
+
+    @property
+    def up(self) -> bool:
+        plain = self._plain and self._link.status.state is LinkState.UP
+        return plain or (self._session is not None and not self._session.closed.done())
+
+    def exchange(self, request: Request, head: bytes, reply: Reply, refuse: "Refuse") -> Exchange:
+        """Send a request whose head is `head`. `refuse` answers when there is no way."""
+        if self.up and request.method not in REPEATABLE:
+            return self.begin(request, head, reply)
+        return Passage(self, request, head, reply, refuse)
+
+    def begin(self, request: Request, head: bytes, reply: Reply) -> Exchange:
+        """The same, on what is open now."""
+        if self._session is not None and not self._session.closed.done():
+            return self._session.open(head, reply)
+        return Asked(self._pool, _ADDRESS, request, head, reply)
+
+    async def opened(self) -> None:
+        """Return when `begin` can be called. Raises Unreached."""
+        while not self.up:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open())
+            await asyncio.shield(self._opening)
+
+    async def _open(self) -> None:
+        try:
+            async with asyncio.timeout(self._connect_seconds):
+                session = AskingSession(asyncio.get_running_loop())
+                await self._link.connect(lambda: session)
+                await session.ready
+        except BrokenSession as exc:
+            if not exc.answered:
+                raise Unreached(str(exc)) from exc
+            log.warning("%s; each request gets a connection of its own", exc)
+            self._plain, self._ticks = True, 0
+        except TimeoutError as exc:
+            raise Unreached(f"no answer within {self._connect_seconds:g} s") from exc
+        else:
+            self._session, self._ticks = session, 0
+        finally:
+            self._opening = None
+
+    async def _connect_plain(self, factory: Callable[[], Connection], address: tuple[str, int]) -> None:
+        await self._link.connect(factory)
+
+    def tick(self) -> None:
+        """Called once a second."""
+        self._ticks += 1
+        if self._plain and self._ticks >= _PLAIN_TICKS:
+            self._plain = False
+        session = self._session
+        if session is None or session.closed.done() or self._ticks % _PING_TICKS:
+            return
+        if session.ping() >= _MOST_UNANSWERED:
+            log.warning("the orchestrator has not answered %d pings; connecting again", _MOST_UNANSWERED)
+            session.transport.abort()
+
+    async def ask(self, method: bytes, target: bytes, headers: bytes = b"") -> tuple[int, bytes]:
+        """Put a question of the gateway's own: the answer's status and body. Raises Unreached."""
+        await self.opened()
+        answer = _Collected(asyncio.get_running_loop().create_future())
+        request = Request()
+        request.method, request.target, request.minor, request.length = method, target, 1, 0
+        head = b"%s %s HTTP/1.1\r\nhost: orchestrator\r\n%s\r\n" % (method, target, headers)
+        exchange = self.begin(request, head, answer)
+        exchange.end()
+        try:
+            return await answer.done
+        except asyncio.CancelledError:
+            exchange.abort()
+            raise
+
+    def close(self) -> None:
+        if self._opening is not None:
+            self._opening.cancel()
+        if self._session is not None:
+            self._session.transport.abort()
+        self._pool.close()
+
+
+REPEATABLE = (b"GET", b"HEAD", b"OPTIONS")
+"""Methods that do no harm when they are sent again after a connection has ended without an answer."""
+
+Refuse = Callable[[Reply, int, str], None]
+"""Answers a request: with a status, and what went wrong."""
+
+
+class Passage:
+    """The Exchange of a request that waits for a way, or may be sent again; and the Reply in front of the client's."""
+
+    def __init__(self, trunk: Trunk, request: Request, head: bytes, reply: Reply, refuse: Refuse) -> None:
+        self._trunk, self._request, self._head = trunk, request, head
+        self._reply, self._refuse = reply, refuse
+        self._held: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._inner: Exchange | None = None
+        self._begun = False
+        self._again = request.method in REPEATABLE
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._begin())
+
+    async def _begin(self) -> None:
+        try:
+            await self._trunk.opened()
+        except Unreached as exc:
+            self._task = None
+            self._refuse(self._reply, 503, str(exc))
+            return
+        self._task = None
+        self._inner = inner = self._trunk.begin(self._request, self._head, self)
+        held, self._held = self._held, []
+        for data in held:
+            inner.feed(data)
+        if self._size > _MOST_HELD:
+            self._reply.resume()
+        if self._ended:
+            inner.end()
+
+    # The exchange
+
+    def feed(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.feed(data)
+            return
+        self._held.append(data)
+        self._size += len(data)
+        if self._size > _MOST_HELD:
+            self._reply.pause()
+
+    def end(self) -> None:
+        self._ended = True
+        if self._inner is not None:
+            self._inner.end()
+
+    def abort(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._inner is not None:
+            self._inner.abort()
+
+    def pause(self) -> None:
+        if self._inner is not None:
+            self._inner.pause()
+
+    def resume(self) -> None:
+        if self._inner is not None:
+            self._inner.resume()
+
+    # The reply
+
+    def write(self, data: bytes) -> None:
+        self._begun = True
+        self._reply.write(data)
+
+    def finish(self) -> None:
+        self._reply.finish()
+
+    def cut(self, why: str, *, reached: bool = True) -> None:
+        if self._begun or not self._again:
+            self._reply.cut(why, reached=reached)
+            return
+        self._again, self._inner = False, None
+        self._task = asyncio.create_task(self._begin())
+
+
+class _Collected:
+    """A Reply that keeps an answer in memory."""
+
+    def __init__(self, done: "asyncio.Future[tuple[int, bytes]]") -> None:
+        self.done = done
+        self._data = b""
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def finish(self) -> None:
+        end = self._data.find(HEAD_END) + len(HEAD_END)
+        pieces: list[bytes] = []
+        try:
+            response = parse_response(self._data[:end])
+            response.extent.take(self._data, end, pieces)
+        except Malformed as exc:
+            self._fail(str(exc))
+            return
+        if not self.done.done():
+            self.done.set_result((response.status, b"".join(pieces)))
+
+    def cut(self, why: str, *, reached: bool = True) -> None:
+        self._fail(why)
+
+    def _fail(self, why: str) -> None:
+        if not self.done.done():
+            self.done.set_exception(Unreached(why))
+
+    def pause(self) -> None: ...
+
+    def resume(self) -> None: ...

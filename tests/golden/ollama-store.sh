@@ -1,0 +1,248 @@
+#!/bin/bash
+#SBATCH --job-name=sluice-0190b2c4
+#SBATCH --comment=sluicegate:0190b2c4
+#SBATCH --chdir=/home/ada/.sluicegate/runs/0190b2c4
+#SBATCH --output=/home/ada/.sluicegate/runs/0190b2c4/stdout.log
+#SBATCH --error=/home/ada/.sluicegate/runs/0190b2c4/stderr.log
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=60
+#SBATCH --mem=16G
+#SBATCH --gres=gpu:1
+
+# Rendered by Sluicegate from inference/ollama. To bash the lines above are comments: this file runs the same
+# under sbatch and as a plain process.
+# shellcheck disable=SC2329 # shellcheck does not see the functions that a trap calls
+set -uo pipefail
+umask 077
+
+RUN=/home/ada/.sluicegate/runs/0190b2c4
+JOB=${SLURM_JOB_ID:-${SLUICE_JOB_ID:-0}}
+NODE=${SLURMD_NODENAME:-localhost}
+# One entry for each engine of this node, by its number in the service.
+ENGINES=() PORTS=() GPUS=() STATES=() STARTS=()
+SIGNAL=
+
+say() { printf '%s sluicegate: %s\n' "$(date '+%Y-%m-%dT%H:%M:%S%z')" "$*" >&2; }
+
+cd "$RUN" || exit 73
+
+# A job of several nodes runs this script once, and then once more on each of its nodes.
+PART=${SLUICE_PART:-}
+PUBLISHED=endpoints.json
+if [ -n "$PART" ]; then
+  PUBLISHED=endpoints.$PART.json
+else
+  # One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
+  # started again after a requeue goes on.
+  if mkdir claim 2>/dev/null; then
+    echo "$JOB" >claim/job
+  elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
+    say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
+    exit 0
+  fi
+  rm -f exit.json endpoints*.json
+fi
+
+# Written by rename, so that a reader on another node sees the old file or the new one.
+write_exit() {
+  [ -z "$PART" ] || return 0
+  printf '{"job_id": "%s", "exit_code": %d, "signal": "%s", "ended_at": %d}\n' \
+    "$JOB" "$1" "$SIGNAL" "$(date +%s)" >exit.json.tmp && mv -f exit.json.tmp exit.json
+}
+
+# Where the engines of this node listen, and how each of them is. A list of GPUs may hold indices or UUIDs.
+publish() {
+  local i comma=
+  {
+    printf '{"job_id": "%s", "node": "%s", "restarts": %d, "endpoints": [' \
+      "$JOB" "$NODE" "${SLURM_RESTART_COUNT:-0}"
+    for i in "${!PORTS[@]}"; do
+      printf '%s{"replica": %d, "port": %d, "gpus": "%s", "starts": %d, "state": "%s"}' \
+        "$comma" "$i" "${PORTS[i]}" "${GPUS[i]}" "${STARTS[i]}" "${STATES[i]}"
+      comma=', '
+    done
+    printf ']}\n'
+  } >"$PUBLISHED.tmp" && mv -f "$PUBLISHED.tmp" "$PUBLISHED"
+}
+
+alive() {
+  local i
+  for i in "${!ENGINES[@]}"; do
+    if kill -0 "${ENGINES[i]}" 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+stop_engines() {
+  local i
+  alive || return 0
+  kill -TERM "${ENGINES[@]}" 2>/dev/null
+  for _ in {1..100}; do
+    alive || return 0
+    sleep 0.1
+  done
+  say "an engine ignored SIGTERM for 10 s; killing it"
+  kill -KILL "${ENGINES[@]}" 2>/dev/null
+}
+
+finish() {
+  local code=$?
+  trap - EXIT
+  trap '' TERM INT HUP
+  # Before the engine is asked to end: whoever ended us may not wait for it.
+  write_exit "$code"
+  stop_engines
+  say "ended with exit code $code${SIGNAL:+ after SIG$SIGNAL}"
+  exit "$code"
+}
+on_signal() {
+  SIGNAL=$1
+  exit "$2"
+}
+trap finish EXIT
+trap 'on_signal TERM 143' TERM
+trap 'on_signal INT 130' INT
+trap 'on_signal HUP 129' HUP
+
+fail() {
+  say "$@"
+  exit 1
+}
+
+# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node; in steps
+# as wide as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
+listening() {
+  grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
+}
+LOCKS=/tmp/sluicegate-$UID
+mkdir -m 700 "$LOCKS" 2>/dev/null
+if [ ! -O "$LOCKS" ] || [ -L "$LOCKS" ] || ! command -v flock >/dev/null; then LOCKS=; fi
+CLAIMS=()
+choose_port() { # first wish, replica
+  local claim=${CLAIMS[$2]:-}
+  if [ -n "$claim" ]; then
+    exec {claim}>&-
+    CLAIMS[$2]=
+  fi
+  for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500 * 1; PORT += 1)); do
+    listening "$PORT" && continue
+    [ -n "$LOCKS" ] || return 0
+    exec {claim}>"$LOCKS/$NODE-$PORT.lock" || return 0
+    if flock -n "$claim" && ! listening "$PORT"; then
+      CLAIMS[$2]=$claim
+      return 0
+    fi
+    exec {claim}>&-
+  done
+  fail "no free port for replica $2 from $1 on, on $NODE"
+}
+
+export SLUICE_CACHE_DIR=/home/ada/.cache/sluicegate
+export OLLAMA_NO_CLOUD=1
+export OLLAMA_NOPRUNE=1
+# Keys and tokens: never in this file, a command line or a log.
+if [ -r "$RUN/secrets.env" ]; then
+  set -a
+  # shellcheck disable=SC1091
+  . "$RUN/secrets.env"
+  set +a
+fi
+# The store is shared by all services; the list of models is this service's own, so that it has the model asked for
+# and no other, and none before that one is complete.
+OLLAMA_STORE='/data/it'"'"'s models'
+OLLAMA_STORE=${OLLAMA_STORE:-$SLUICE_CACHE_DIR/ollama}
+mkdir -p "$OLLAMA_STORE/blobs" "$OLLAMA_STORE/manifests" models || fail "cannot make the folder of models $OLLAMA_STORE"
+rm -rf models/manifests
+ln -sfn "$OLLAMA_STORE/blobs" models/blobs
+
+OLLAMA_WANTED=qwen2.5:0.5b
+OLLAMA_PLACE=$OLLAMA_WANTED OLLAMA_TAG=latest
+case $OLLAMA_WANTED in *:*) OLLAMA_PLACE=${OLLAMA_WANTED%:*} OLLAMA_TAG=${OLLAMA_WANTED##*:} ;; esac
+case $OLLAMA_PLACE in
+*/*/*) ;;
+*/*) OLLAMA_PLACE=registry.ollama.ai/$OLLAMA_PLACE ;;
+*) OLLAMA_PLACE=registry.ollama.ai/library/$OLLAMA_PLACE ;;
+esac
+OLLAMA_MANIFEST=manifests/$OLLAMA_PLACE/$OLLAMA_TAG
+if [ -f "$OLLAMA_STORE/$OLLAMA_MANIFEST" ]; then
+  mkdir -p "models/${OLLAMA_MANIFEST%/*}" && cp "$OLLAMA_STORE/$OLLAMA_MANIFEST" "models/$OLLAMA_MANIFEST"
+  say "the model is in $OLLAMA_STORE"
+fi
+say "Ollama checks no key: whoever reaches its port on $NODE can use this service"
+
+# Runs in the engine's place, in its container where there is one: Ollama's server, which fetches the model first.
+serve_model() { # the words that start Ollama
+  trap 'exit 143' TERM INT HUP
+  trap 'code=$?; trap "" TERM INT HUP; kill -TERM $(jobs -p) 2>/dev/null; wait; exit "$code"' EXIT
+  "$@" serve &
+  OLLAMA_PID=$!
+  if [ ! -f "$OLLAMA_MODELS/$OLLAMA_MANIFEST" ]; then
+    until "$@" list >/dev/null 2>&1; do
+      kill -0 "$OLLAMA_PID" 2>/dev/null || break
+      sleep 0.2 &
+      wait "$!" # and not `sleep` alone: a trap runs at once only while bash waits
+    done
+    echo "fetching $OLLAMA_WANTED into $OLLAMA_STORE" >&2
+    # Its progress is drawn for a terminal and would fill the log.
+    "$@" pull "$OLLAMA_WANTED" </dev/null >"$OLLAMA_MODELS/pull.log" 2>&1 &
+    if ! wait "$!" && kill -0 "$OLLAMA_PID" 2>/dev/null; then
+      tail -n 3 "$OLLAMA_MODELS/pull.log" >&2
+      echo "cannot fetch the model $OLLAMA_WANTED; without a network put it into $OLLAMA_STORE beforehand" >&2
+      exit 1
+    fi
+    # The store's list names what its data belong to, so that the next service finds the model there.
+    if [ -f "$OLLAMA_MODELS/$OLLAMA_MANIFEST" ]; then
+      mkdir -p "$OLLAMA_STORE/${OLLAMA_MANIFEST%/*}" && cp "$OLLAMA_MODELS/$OLLAMA_MANIFEST" "$OLLAMA_STORE/.new.$$" &&
+        mv -f "$OLLAMA_STORE/.new.$$" "$OLLAMA_STORE/$OLLAMA_MANIFEST"
+    fi
+    rm -f "$OLLAMA_MODELS/pull.log"
+  fi
+  wait "$OLLAMA_PID"
+  exit "$?"
+}
+
+engine() { # replica
+  local claim
+  export CUDA_VISIBLE_DEVICES=${GPUS[$1]}
+  [ -n "$CUDA_VISIBLE_DEVICES" ] || unset CUDA_VISIBLE_DEVICES
+  for claim in "${CLAIMS[@]}"; do
+    [ -z "$claim" ] || exec {claim}>&-
+  done
+  exec env \
+    OLLAMA_HOST=0.0.0.0:"$PORT" \
+    OLLAMA_MODELS="$RUN/models" \
+    OLLAMA_KEEP_ALIVE=-1 \
+    OLLAMA_CONTEXT_LENGTH=8192 \
+    OLLAMA_WANTED="$OLLAMA_WANTED" OLLAMA_MANIFEST="$OLLAMA_MANIFEST" OLLAMA_STORE="$OLLAMA_STORE" \
+    bash -c "$(declare -f serve_model)"$'\nserve_model "$@"' ollama ollama
+}
+
+# Start one engine in the background, on the port wished for or another one.
+start() { # replica, port
+  choose_port "$2" "$1"
+  PORTS[$1]=$PORT STATES[$1]=up STARTS[$1]=$((${STARTS[$1]:-0} + 1))
+  publish
+  say "job $JOB on $NODE: starting" ollama "on port $PORT (replica $1, start ${STARTS[$1]})"
+  engine "$1" &
+  ENGINES[$1]=$!
+}
+
+GPUS[0]=${CUDA_VISIBLE_DEVICES:-}
+WISH=11434
+for _ in 1 2 3; do
+  start 0 "$WISH"
+  wait "${ENGINES[0]}"
+  CODE=$?
+  unset "ENGINES[0]" # its pid may be another process's by now
+  # Somebody else took the port between our look and the engine's bind: it is taken although our engine is gone.
+  if [ "$CODE" -ne 0 ] && listening "$PORT"; then
+    say "port $PORT was taken by another process; trying the next one"
+    WISH=$((PORT + 1))
+    continue
+  fi
+  break
+done
+say "the engine ended with exit code $CODE"
+exit "$CODE"

@@ -1,0 +1,230 @@
+#!/bin/bash
+#SBATCH --job-name=sluice-0190b2c4
+#SBATCH --comment=sluicegate:0190b2c4
+#SBATCH --chdir=/home/ada/.sluicegate/runs/0190b2c4
+#SBATCH --output=/home/ada/.sluicegate/runs/0190b2c4/stdout.log
+#SBATCH --error=/home/ada/.sluicegate/runs/0190b2c4/stderr.log
+#SBATCH --open-mode=append
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=15
+#SBATCH --gpus-per-node=a100:4
+#SBATCH --account=other
+#SBATCH --partition=gpu
+#SBATCH --qos=short
+#SBATCH --constraint=a100&ib
+#SBATCH --exclusive
+#SBATCH --mail-user="ada@example.org"
+
+# Rendered by Sluicegate from inference/sglang-single-node. To bash the lines above are comments: this file runs the same
+# under sbatch and as a plain process.
+# shellcheck disable=SC2329 # shellcheck does not see the functions that a trap calls
+set -uo pipefail
+umask 077
+
+RUN=/home/ada/.sluicegate/runs/0190b2c4
+JOB=${SLURM_JOB_ID:-${SLUICE_JOB_ID:-0}}
+NODE=${SLURMD_NODENAME:-localhost}
+# One entry for each engine of this node, by its number in the service.
+ENGINES=() PORTS=() GPUS=() STATES=() STARTS=()
+SIGNAL=
+
+say() { printf '%s sluicegate: %s\n' "$(date '+%Y-%m-%dT%H:%M:%S%z')" "$*" >&2; }
+
+cd "$RUN" || exit 73
+
+# A job of several nodes runs this script once, and then once more on each of its nodes.
+PART=${SLUICE_PART:-}
+PUBLISHED=endpoints.json
+if [ -n "$PART" ]; then
+  PUBLISHED=endpoints.$PART.json
+else
+  # One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
+  # started again after a requeue goes on.
+  if mkdir claim 2>/dev/null; then
+    echo "$JOB" >claim/job
+  elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
+    say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
+    exit 0
+  fi
+  rm -f exit.json endpoints*.json
+fi
+
+# Written by rename, so that a reader on another node sees the old file or the new one.
+write_exit() {
+  [ -z "$PART" ] || return 0
+  printf '{"job_id": "%s", "exit_code": %d, "signal": "%s", "ended_at": %d}\n' \
+    "$JOB" "$1" "$SIGNAL" "$(date +%s)" >exit.json.tmp && mv -f exit.json.tmp exit.json
+}
+
+# Where the engines of this node listen, and how each of them is. A list of GPUs may hold indices or UUIDs.
+publish() {
+  local i comma=
+  {
+    printf '{"job_id": "%s", "node": "%s", "restarts": %d, "endpoints": [' \
+      "$JOB" "$NODE" "${SLURM_RESTART_COUNT:-0}"
+    for i in "${!PORTS[@]}"; do
+      printf '%s{"replica": %d, "port": %d, "gpus": "%s", "starts": %d, "state": "%s"}' \
+        "$comma" "$i" "${PORTS[i]}" "${GPUS[i]}" "${STARTS[i]}" "${STATES[i]}"
+      comma=', '
+    done
+    printf ']}\n'
+  } >"$PUBLISHED.tmp" && mv -f "$PUBLISHED.tmp" "$PUBLISHED"
+}
+
+alive() {
+  local i
+  for i in "${!ENGINES[@]}"; do
+    if kill -0 "${ENGINES[i]}" 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+stop_engines() {
+  local i
+  alive || return 0
+  kill -TERM "${ENGINES[@]}" 2>/dev/null
+  for _ in {1..100}; do
+    alive || return 0
+    sleep 0.1
+  done
+  say "an engine ignored SIGTERM for 10 s; killing it"
+  kill -KILL "${ENGINES[@]}" 2>/dev/null
+}
+
+finish() {
+  local code=$?
+  trap - EXIT
+  trap '' TERM INT HUP
+  # Before the engine is asked to end: whoever ended us may not wait for it.
+  write_exit "$code"
+  stop_engines
+  say "ended with exit code $code${SIGNAL:+ after SIG$SIGNAL}"
+  exit "$code"
+}
+on_signal() {
+  SIGNAL=$1
+  exit "$2"
+}
+trap finish EXIT
+trap 'on_signal TERM 143' TERM
+trap 'on_signal INT 130' INT
+trap 'on_signal HUP 129' HUP
+
+fail() {
+  say "$@"
+  exit 1
+}
+
+# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node; in steps
+# as wide as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
+listening() {
+  grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
+}
+LOCKS=/tmp/sluicegate-$UID
+mkdir -m 700 "$LOCKS" 2>/dev/null
+if [ ! -O "$LOCKS" ] || [ -L "$LOCKS" ] || ! command -v flock >/dev/null; then LOCKS=; fi
+CLAIMS=()
+choose_port() { # first wish, replica
+  local claim=${CLAIMS[$2]:-}
+  if [ -n "$claim" ]; then
+    exec {claim}>&-
+    CLAIMS[$2]=
+  fi
+  for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500 * 1; PORT += 1)); do
+    listening "$PORT" && continue
+    [ -n "$LOCKS" ] || return 0
+    exec {claim}>"$LOCKS/$NODE-$PORT.lock" || return 0
+    if flock -n "$claim" && ! listening "$PORT"; then
+      CLAIMS[$2]=$claim
+      return 0
+    fi
+    exec {claim}>&-
+  done
+  fail "no free port for replica $2 from $1 on, on $NODE"
+}
+
+set +u # the module system's own scripts use unset variables
+# shellcheck disable=SC1090,SC1091
+. /etc/profile.d/lmod.sh || fail "cannot read [site] module_init:" /etc/profile.d/lmod.sh
+command -v module >/dev/null || fail "this shell has no command \`module\`: set [site] module_init"
+module load env/release/2024.1 || fail "cannot load a module of [site] modules:" env/release/2024.1
+module load Apptainer/1.3.1-GCCcore-12.3.0 || fail "cannot load a module of [site] modules:" Apptainer/1.3.1-GCCcore-12.3.0
+set -u
+export SLUICE_CACHE_DIR=/project/scratch/p200981/cache
+export HF_HOME=/project/scratch/p200981/cache/huggingface
+export VLLM_CACHE_ROOT=/project/scratch/p200981/cache/vllm
+export DO_NOT_TRACK=1
+export HF_HUB_OFFLINE=1
+export NCCL_SOCKET_IFNAME=ib0
+export GREETING='it'"'"'s "$HOME" `id` \'
+# The GPUs chosen by the user are places in the list that the scheduler allocated.
+IFS=, read -r -a ALLOCATED <<<"${CUDA_VISIBLE_DEVICES:-}"
+PLACES=(0 1)
+CHOSEN=
+for place in "${PLACES[@]}"; do
+  [ "${#ALLOCATED[@]}" -eq 0 ] || [ -n "${ALLOCATED[$place]:-}" ] ||
+    fail "CUDA_VISIBLE_DEVICES asks for GPU $place, but this job has ${#ALLOCATED[@]}: ${CUDA_VISIBLE_DEVICES:-}"
+  CHOSEN+=${CHOSEN:+,}${ALLOCATED[$place]:-$place}
+done
+export CUDA_VISIBLE_DEVICES=$CHOSEN
+# Keys and tokens: never in this file, a command line or a log.
+if [ -r "$RUN/secrets.env" ]; then
+  set -a
+  # shellcheck disable=SC1091
+  . "$RUN/secrets.env"
+  set +a
+fi
+# SGLang takes its key from its command line, which everybody on the node can read, or from a file.
+if [ -n "${VLLM_API_KEY:-}" ]; then
+  printf "api-key: '%s'\n" "${VLLM_API_KEY//\'/\'\'}" >sglang.yaml
+else
+  echo '{}' >sglang.yaml
+fi
+
+engine() { # replica
+  local claim
+  export CUDA_VISIBLE_DEVICES=${GPUS[$1]}
+  [ -n "$CUDA_VISIBLE_DEVICES" ] || unset CUDA_VISIBLE_DEVICES
+  for claim in "${CLAIMS[@]}"; do
+    [ -z "$claim" ] || exec {claim}>&-
+  done
+  exec apptainer exec --nv --bind /home/ada/.sluicegate/runs/0190b2c4:/home/ada/.sluicegate/runs/0190b2c4 --bind /project/scratch/p200981/cache:/project/scratch/p200981/cache --bind /mnt/tier2:/mnt/tier2 --bind /project/home:/data:ro --bind '/data/my models/qwen:/data/my models/qwen:ro' docker://lmsysorg/sglang:v0.5.12 python3 -m sglang.launch_server \
+    --config "$RUN/sglang.yaml" \
+    --model-path '/data/my models/qwen' \
+    --served-model-name chat \
+    --host 0.0.0.0 \
+    --port "$PORT" \
+    --tp-size 2 \
+    --log-level warning \
+    --enable-metrics \
+    --chat-template '{{ '"'"'it'"'"''"'"'s'"'"' }} $(id)' '' '#' '~'
+}
+
+# Start one engine in the background, on the port wished for or another one.
+start() { # replica, port
+  choose_port "$2" "$1"
+  PORTS[$1]=$PORT STATES[$1]=up STARTS[$1]=$((${STARTS[$1]:-0} + 1))
+  publish
+  say "job $JOB on $NODE: starting" sglang "on port $PORT (replica $1, start ${STARTS[$1]})"
+  engine "$1" &
+  ENGINES[$1]=$!
+}
+
+GPUS[0]=${CUDA_VISIBLE_DEVICES:-}
+WISH=8001
+for _ in 1 2 3; do
+  start 0 "$WISH"
+  wait "${ENGINES[0]}"
+  CODE=$?
+  unset "ENGINES[0]" # its pid may be another process's by now
+  # Somebody else took the port between our look and the engine's bind: it is taken although our engine is gone.
+  if [ "$CODE" -ne 0 ] && listening "$PORT"; then
+    say "port $PORT was taken by another process; trying the next one"
+    WISH=$((PORT + 1))
+    continue
+  fi
+  break
+done
+say "the engine ended with exit code $CODE"
+exit "$CODE"

@@ -1,0 +1,306 @@
+#!/bin/bash
+#SBATCH --job-name=sluice-0190b2c4
+#SBATCH --comment=sluicegate:0190b2c4
+#SBATCH --chdir=/home/ada/.sluicegate/runs/0190b2c4
+#SBATCH --output=/home/ada/.sluicegate/runs/0190b2c4/stdout.log
+#SBATCH --error=/home/ada/.sluicegate/runs/0190b2c4/stderr.log
+#SBATCH --open-mode=append
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=60
+#SBATCH --mem=64G
+#SBATCH --gres=gpu:4
+#SBATCH --account=other
+
+# Rendered by Sluicegate from inference/vllm-multi-node. To bash the lines above are comments: this file runs the same
+# under sbatch and as a plain process.
+# shellcheck disable=SC2329 # shellcheck does not see the functions that a trap calls
+set -uo pipefail
+umask 077
+
+RUN=/home/ada/.sluicegate/runs/0190b2c4
+JOB=${SLURM_JOB_ID:-${SLUICE_JOB_ID:-0}}
+NODE=${SLURMD_NODENAME:-localhost}
+# One entry for each engine of this node, by its number in the service.
+ENGINES=() PORTS=() GPUS=() STATES=() STARTS=()
+SIGNAL=
+
+say() { printf '%s sluicegate: %s\n' "$(date '+%Y-%m-%dT%H:%M:%S%z')" "$*" >&2; }
+
+cd "$RUN" || exit 73
+
+# A job of several nodes runs this script once, and then once more on each of its nodes.
+PART=${SLUICE_PART:-}
+PUBLISHED=endpoints.json
+if [ -n "$PART" ]; then
+  PUBLISHED=endpoints.$PART.json
+else
+  # One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
+  # started again after a requeue goes on.
+  if mkdir claim 2>/dev/null; then
+    echo "$JOB" >claim/job
+  elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
+    say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
+    exit 0
+  fi
+  rm -f exit.json endpoints*.json
+fi
+
+# Written by rename, so that a reader on another node sees the old file or the new one.
+write_exit() {
+  [ -z "$PART" ] || return 0
+  printf '{"job_id": "%s", "exit_code": %d, "signal": "%s", "ended_at": %d}\n' \
+    "$JOB" "$1" "$SIGNAL" "$(date +%s)" >exit.json.tmp && mv -f exit.json.tmp exit.json
+}
+
+# Where the engines of this node listen, and how each of them is. A list of GPUs may hold indices or UUIDs.
+publish() {
+  local i comma=
+  {
+    printf '{"job_id": "%s", "node": "%s", "restarts": %d, "endpoints": [' \
+      "$JOB" "$NODE" "${SLURM_RESTART_COUNT:-0}"
+    for i in "${!PORTS[@]}"; do
+      printf '%s{"replica": %d, "port": %d, "gpus": "%s", "starts": %d, "state": "%s"}' \
+        "$comma" "$i" "${PORTS[i]}" "${GPUS[i]}" "${STARTS[i]}" "${STATES[i]}"
+      comma=', '
+    done
+    printf ']}\n'
+  } >"$PUBLISHED.tmp" && mv -f "$PUBLISHED.tmp" "$PUBLISHED"
+}
+
+alive() {
+  local i
+  for i in "${!ENGINES[@]}"; do
+    if kill -0 "${ENGINES[i]}" 2>/dev/null; then return 0; fi
+  done
+  return 1
+}
+stop_engines() {
+  local i
+  alive || return 0
+  kill -TERM "${ENGINES[@]}" 2>/dev/null
+  for _ in {1..100}; do
+    alive || return 0
+    sleep 0.1
+  done
+  say "an engine ignored SIGTERM for 10 s; killing it"
+  kill -KILL "${ENGINES[@]}" 2>/dev/null
+  for i in "${!ENGINES[@]}"; do
+    docker rm --force sluice-0190b2c4-"$i" >/dev/null 2>&1 # the client is dead, the container is not
+  done
+}
+
+finish() {
+  local code=$?
+  trap - EXIT
+  trap '' TERM INT HUP
+  # Before the engine is asked to end: whoever ended us may not wait for it.
+  write_exit "$code"
+  stop_engines
+  say "ended with exit code $code${SIGNAL:+ after SIG$SIGNAL}"
+  exit "$code"
+}
+on_signal() {
+  SIGNAL=$1
+  exit "$2"
+}
+trap finish EXIT
+trap 'on_signal TERM 143' TERM
+trap 'on_signal INT 130' INT
+trap 'on_signal HUP 129' HUP
+
+fail() {
+  say "$@"
+  exit 1
+}
+
+# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node; in steps
+# as wide as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
+listening() {
+  grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
+}
+LOCKS=/tmp/sluicegate-$UID
+mkdir -m 700 "$LOCKS" 2>/dev/null
+if [ ! -O "$LOCKS" ] || [ -L "$LOCKS" ] || ! command -v flock >/dev/null; then LOCKS=; fi
+CLAIMS=()
+choose_port() { # first wish, replica
+  local claim=${CLAIMS[$2]:-}
+  if [ -n "$claim" ]; then
+    exec {claim}>&-
+    CLAIMS[$2]=
+  fi
+  for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500 * 2; PORT += 2)); do
+    listening "$PORT" && continue
+    [ -n "$LOCKS" ] || return 0
+    exec {claim}>"$LOCKS/$NODE-$PORT.lock" || return 0
+    if flock -n "$claim" && ! listening "$PORT"; then
+      CLAIMS[$2]=$claim
+      return 0
+    fi
+    exec {claim}>&-
+  done
+  fail "no free port for replica $2 from $1 on, on $NODE"
+}
+
+export SLUICE_CACHE_DIR=/home/ada/.cache/sluicegate
+export HF_HOME=/home/ada/.cache/sluicegate/huggingface
+export VLLM_CACHE_ROOT=/home/ada/.cache/sluicegate/vllm
+export VLLM_LOGGING_LEVEL=INFO
+export VLLM_NO_USAGE_STATS=1
+export DO_NOT_TRACK=1
+export RAY_AUTH_MODE=token
+export RAY_USAGE_STATS_ENABLED=0
+export GREETING='it'"'"'s'
+# Keys and tokens: never in this file, a command line or a log.
+if [ -r "$RUN/secrets.env" ]; then
+  set -a
+  # shellcheck disable=SC1091
+  . "$RUN/secrets.env"
+  set +a
+fi
+command -v srun >/dev/null || fail "an engine on" 2 "nodes needs Slurm's srun, and $NODE has none; ask for one node"
+
+# The address by which the other nodes reach this one: not the loopback that some hosts files have for a host's own name.
+RAY_NODE_IP=
+for RAY_NODE_IP in $(getent ahostsv4 "$NODE") $(hostname -I); do
+  [[ $RAY_NODE_IP =~ ^[0-9.]+$ && $RAY_NODE_IP != 127.* ]] && break
+  RAY_NODE_IP=
+done
+[ -n "$RAY_NODE_IP" ] || fail "$NODE has no IPv4 address on" 'the network; set VLLM_NETWORK_INTERFACE'
+export VLLM_HOST_IP=$RAY_NODE_IP
+# Who may use Ray may run programs as this user; from 2.52 on Ray asks for this token.
+export RAY_AUTH_TOKEN=${VLLM_API_KEY:-}
+# Ray opens its folder to everybody, so that it must lie in a private one; and the paths of its sockets must be short.
+RAY_FOLDER=/tmp/sluicegate-$UID/ray-$JOB
+[ -O "${RAY_FOLDER%/*}" ] && [ ! -L "${RAY_FOLDER%/*}" ] || fail "${RAY_FOLDER%/*} on $NODE belongs to somebody else"
+
+# These two run in the engine's place, in its container where there is one: this node's Ray and, on the first node, the engine.
+end_of_node() {
+  trap '' TERM INT HUP
+  # shellcheck disable=SC2046 # a word for each process
+  kill -TERM $(jobs -pr) 2>/dev/null
+  for _ in {1..30}; do
+    [ -n "$(jobs -pr)" ] || break
+    sleep 0.1
+  done
+  rm -rf "$RAY_FOLDER" # now, because a Ray whose head is gone takes longer than Slurm may let it
+  wait
+}
+ray_node() { # options of `ray start`, --, the engine's words
+  RAY_OPTIONS=()
+  while [ "$1" != -- ]; do RAY_OPTIONS+=("$1") && shift; done
+  shift
+  # A virtual environment has ray beside its python.
+  RAY_PROGRAM=${1%/*}/ray
+  [[ $1 == */* && -x $RAY_PROGRAM ]] || RAY_PROGRAM=ray
+  RAY_VERSION=$("$RAY_PROGRAM" --version)
+  RAY_VERSION=${RAY_VERSION##* }
+  if [ "$(printf '%s\n' 2.52 "$RAY_VERSION" | sort -V | head -n 1)" != 2.52 ]; then
+    echo "Ray ${RAY_VERSION:-of no version} asks for no token: whoever reaches its ports can run programs as you. 2.52 and newer do" >&2
+  fi
+  trap 'exit 143' TERM INT HUP
+  trap 'code=$?; end_of_node; exit "$code"' EXIT
+  "$RAY_PROGRAM" start --block "${RAY_OPTIONS[@]}" &
+  RAY_PID=$! RAY_ENGINE=
+  while kill -0 "$RAY_PID" 2>/dev/null; do
+    if [ -n "$RAY_ENGINE" ]; then
+      kill -0 "$RAY_ENGINE" 2>/dev/null || break
+    elif [ "$RAY_NODES" -gt 0 ] &&
+      [ "$("$RAY_PROGRAM" status --address="$RAY_HEAD" 2>/dev/null | grep -c '^ *1 node_')" -ge "$RAY_NODES" ]; then
+      echo "all $RAY_NODES nodes have joined Ray; starting the engine" >&2
+      RAY_ADDRESS=$RAY_HEAD "$@" &
+      RAY_ENGINE=$!
+    fi
+    sleep 0.5 &
+    wait "$!" # and not `sleep` alone: a trap runs at once only while bash waits
+  done
+  if [ -n "$RAY_ENGINE" ] && ! kill -0 "$RAY_ENGINE" 2>/dev/null; then
+    wait "$RAY_ENGINE"
+    exit "$?"
+  fi
+  wait "$RAY_PID"
+  code=$?
+  echo "Ray on this node ended with exit code $code" >&2
+  [ "$code" -ne 0 ] || code=1
+  exit "$code"
+}
+
+engine() { # replica
+  local claim
+  export CUDA_VISIBLE_DEVICES=${GPUS[$1]}
+  [ -n "$CUDA_VISIBLE_DEVICES" ] || unset CUDA_VISIBLE_DEVICES
+  for claim in "${CLAIMS[@]}"; do
+    [ -z "$claim" ] || exec {claim}>&-
+  done
+  exec docker run --rm --init --network=host --ipc=host --name=sluice-0190b2c4-"$1" --user="$(id -u):$(id -g)" --env=HOME=/home/ada/.cache/sluicegate --env=USER="$(id -un)" --workdir=/home/ada/.sluicegate/runs/0190b2c4 --entrypoint= --gpus="${CUDA_VISIBLE_DEVICES:+\"device=}${CUDA_VISIBLE_DEVICES:-all}${CUDA_VISIBLE_DEVICES:+\"}" --volume /home/ada/.sluicegate/runs/0190b2c4:/home/ada/.sluicegate/runs/0190b2c4 --volume /home/ada/.cache/sluicegate:/home/ada/.cache/sluicegate --volume '/data/my models/qwen:/data/my models/qwen:ro' --env SLUICE_CACHE_DIR --env HF_HOME --env VLLM_CACHE_ROOT --env VLLM_LOGGING_LEVEL --env VLLM_NO_USAGE_STATS --env DO_NOT_TRACK --env RAY_AUTH_MODE --env RAY_USAGE_STATS_ENABLED --env GREETING --env VLLM_API_KEY --env HF_TOKEN --env RAY_AUTH_TOKEN --env VLLM_HOST_IP --env NCCL_SOCKET_IFNAME --env GLOO_SOCKET_IFNAME vllm/vllm-openai:v0.11.2 env RAY_NODES="$RAY_NODES" RAY_HEAD="$RAY_HEAD" RAY_FOLDER="$RAY_FOLDER" \
+    bash -c "$(declare -f end_of_node ray_node)"$'\nray_node "$@"' ray_node "${RAY_OPTIONS[@]}" -- \
+    python3 -m vllm.entrypoints.openai.api_server \
+    --model '/data/my models/qwen' \
+    --served-model-name chat \
+    --host 0.0.0.0 \
+    --port "$PORT" \
+    --tensor-parallel-size 8 \
+    --gpu-memory-utilization 0.9 \
+    --pipeline-parallel-size 1 \
+    --distributed-executor-backend ray \
+    --chat-template '{{ '"'"'it'"'"''"'"'s'"'"' }} $(id)' '' '#' '~'
+}
+
+# Start one engine in the background, on the port wished for or another one.
+start() { # replica, port
+  choose_port "$2" "$1"
+  PORTS[$1]=$PORT STATES[$1]=up STARTS[$1]=$((${STARTS[$1]:-0} + 1))
+  publish
+  say "job $JOB on $NODE: starting" vllm "on port $PORT (replica $1, start ${STARTS[$1]})"
+  engine "$1" &
+  ENGINES[$1]=$!
+}
+
+GPUS[0]=${CUDA_VISIBLE_DEVICES:-}
+choose_port 52365 1
+RAY_OPTIONS=(--node-ip-address="$RAY_NODE_IP" --temp-dir="$RAY_FOLDER" --dashboard-agent-listen-port="$PORT"
+  --min-worker-port=0 --max-worker-port=0 --num-cpus=8 --num-gpus=4)
+if [ -n "$PART" ]; then
+  RAY_NODES=0 RAY_HEAD=$SLUICE_HEAD
+  RAY_OPTIONS+=(--address="$RAY_HEAD")
+  say "job $JOB on $NODE: joining Ray at $RAY_HEAD from $RAY_NODE_IP"
+  engine 0 &
+  ENGINES[0]=$!
+  wait "${ENGINES[0]}"
+  exit "$?"
+fi
+RAY_NODES=2
+# Ray's client server listens on 10001 where it is installed, and only there it may be told another port.
+choose_port 10001 2
+[ "$PORT" -eq 10001 ] || RAY_OPTIONS+=(--ray-client-server-port="$PORT")
+choose_port 6379 3
+RAY_HEAD=$RAY_NODE_IP:$PORT
+RAY_OPTIONS+=(--head --port="$PORT" --include-dashboard=false --disable-usage-stats)
+RAY_HEAD_PORT=$PORT
+start 0 8001
+while kill -0 "${ENGINES[0]}" 2>/dev/null; do
+  if [ -n "${ENGINES[1]:-}" ]; then
+    kill -0 "${ENGINES[1]}" 2>/dev/null || break
+  elif listening "$RAY_HEAD_PORT"; then
+    # shellcheck disable=SC2016 # each task expands its own SLURM_NODEID
+    srun --nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=8 --exclude="$NODE" \
+      --wait=0 --kill-on-bad-exit=1 bash -c 'SLUICE_PART=$SLURM_NODEID SLUICE_HEAD=$1 exec bash "$0"' "$RUN/job.sh" "$RAY_HEAD" &
+    ENGINES[1]=$!
+  fi
+  sleep 0.5 &
+  wait "$!" # and not `sleep` alone: a trap runs at once only while bash waits
+done
+if kill -0 "${ENGINES[0]}" 2>/dev/null; then
+  wait "${ENGINES[1]}"
+  CODE=$?
+  unset "ENGINES[1]" # its pid may be another process's by now
+  [ "$CODE" -ne 0 ] || CODE=1
+  say "another node of the engine ended with exit code $CODE; the engine cannot go on without it"
+  exit "$CODE"
+fi
+wait "${ENGINES[0]}"
+CODE=$?
+unset "ENGINES[0]" # its pid may be another process's by now
+say "the engine ended with exit code $CODE"
+exit "$CODE"
