@@ -204,10 +204,15 @@ def _no_answer(words: str) -> str:
 
 
 async def _http_error(request: Request, exc: Exception) -> Response:
+    """Of our own routes: everything else is answered by `door.Door`."""
     assert isinstance(exc, HTTPException)
-    return Problem(request.url.path, exc.status_code, exc.detail, exc.headers)
+    path = request.scope["path"]  # `request.url` is built from the Host header, and fails on a broken one
+    if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return Problem(path, 405, f"{path} answers GET, HEAD, not {request.method}", {"Allow": "GET, HEAD"})
+    told = f"there is nothing at {path}; see /docs" if exc.status_code == HTTPStatus.NOT_FOUND else exc.detail
+    return Problem(path, exc.status_code, told, exc.headers)
 
 
 async def _unforeseen(request: Request, exc: Exception) -> Response:
     """Starlette raises `exc` again after this answer, so that it is logged."""
-    return Problem(request.url.path, 500, f"the gateway failed: {type(exc).__name__}; its log has the details")
+    return Problem(request.scope["path"], 500, f"the gateway failed: {type(exc).__name__}; its log has the details")

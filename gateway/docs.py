@@ -80,4 +80,8 @@ def own_document() -> dict[str, Any]:
 
 
 def _operation(summary: str) -> dict[str, Any]:
-    return {"summary": summary, "tags": ["gateway"], "responses": {"200": {"description": "JSON"}}}
+    return {
+        "summary": summary,
+        "tags": ["gateway"],
+        "responses": {"200": {"description": "JSON", "content": {"application/json": {}}}},
+    }

@@ -31,7 +31,9 @@ class Door:
             return _refuse(reply, path, refusal.status, refusal.text, headers)
         if request.kind == "own" or (path == MODELS and request.method in (b"GET", b"HEAD")):
             if path in metrics.OWN and request.method not in (b"GET", b"HEAD"):
-                return _refuse(reply, path, 405, f"{path} answers GET and HEAD", _ALLOW)
+                return _refuse(
+                    reply, path, 405, f"{path} answers GET, HEAD, not {request.method.decode()[:20]}; see /docs", _ALLOW
+                )
             return self._application.exchange(request, reply)
         if not paths.is_relayed(path):
             return _refuse(reply, path, 404, _what_there_is(path))

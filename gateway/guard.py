@@ -34,13 +34,17 @@ class Guard:
     def refusal(self, path: str, headers: Headers) -> Refusal | None:
         """Why this request is not served, None when it is. Names of headers are in lower case."""
         hosts = [value for name, value in headers if name == b"host"]
-        host = hosts[0] if len(hosts) == 1 else b""
+        origins = [value for name, value in headers if name == b"origin"]
+        if len(hosts) > 1 or len(origins) > 1:
+            return Refusal(
+                400, f"the request has more than one {'Host' if len(hosts) > 1 else 'Origin'} header; send one"
+            )
+        host = hosts[0] if hosts else b""
         if self._check_host and host not in self._welcome:
             if not self._is_ours(host.decode("latin-1").lower()):
                 return Refusal(403, _wrong_host(host.decode("latin-1").lower(), self._hosts))
             if len(self._welcome) < 100:
                 self._welcome.add(host)
-        origins = [value for name, value in headers if name == b"origin"]
         if origins and origins[0].lower() not in (b"http://" + host.lower(), b"https://" + host.lower()):
             page = origins[0].decode("latin-1")
             return Refusal(

@@ -17,6 +17,7 @@ from fastapi_offline import FastAPIOffline
 from prometheus_client import CollectorRegistry, ProcessCollector
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
@@ -24,7 +25,7 @@ from orchestrator.catalogue import read_catalogue
 from orchestrator.deps import Orchestrator, why_none
 from orchestrator.dispatch import Dispatch
 from orchestrator.envelope import envelope
-from orchestrator.errors import OrchestratorError
+from orchestrator.errors import OrchestratorError, TooLarge
 from orchestrator.hub import open_hub
 from orchestrator.inference import Inferences
 from orchestrator.recipes import RecipeBook, builtin_recipes
@@ -52,6 +53,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (400, "The request cannot be served as it stands."),
         (404, "There is no such thing; the text says what there is."),
         (409, "The request contradicts what is running."),
+        (413, "The body is larger than 32 MiB."),
         (422, "A value is wrong; the text names it and what is allowed."),
         (502, "The scheduler or an engine refused, in its own words."),
         (503, "Not now; Retry-After says when to ask again."),
@@ -61,6 +63,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _COMPATIBLE = re.compile(r"/api(/v1)?(/services)?/(vllm|vector-db)/")
 
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_WORDS = 10_000  # characters of an error: some repeat what the client sent
 
 
@@ -84,12 +87,12 @@ def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], 
         lifespan=lifespan,
         responses=_ERRORS,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect names our own Host, which the gateway's clients cannot reach
     )
     _route(app)
     app.add_exception_handler(OrchestratorError, _render_ours)
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_exception_handler(HTTPException, _render_http)
-    app.add_exception_handler(RecursionError, _render_too_deep)
     app.add_exception_handler(Exception, _render_unexpected)
     app.add_middleware(Counted, traffic=_traffic, value=_template)
     app.add_middleware(HeadAsGet)
@@ -109,6 +112,8 @@ def _route(app: FastAPI) -> None:
         app.include_router(vllm.router, prefix=prefix, include_in_schema=False)
         app.include_router(vector_db.router, prefix=f"{prefix}/services", include_in_schema=documented)
         app.include_router(vector_db.router, prefix=prefix, include_in_schema=False)
+        app.include_router(vector_db.native, prefix=f"{prefix}/services", include_in_schema=False)
+        app.include_router(vector_db.native, prefix=prefix, include_in_schema=False)
         app.include_router(metrics.engines, prefix=f"{prefix}/services", include_in_schema=documented)
         app.include_router(metrics.engines, prefix=prefix, include_in_schema=False)
         # Before services: its /services/{service_id} would take /services/targets.
@@ -245,15 +250,29 @@ def _path(request: Request) -> str:
 def _render_ours(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, OrchestratorError)
     headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
+    if isinstance(exc, TooLarge):
+        # What is still to come may have no end, and the gateway sends all of a request before it reads the answer.
+        headers["Connection"] = "close"
     return failure(_path(request), exc.status, str(exc)[:MOST_WORDS], headers)
 
 
 def _render_http(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    text = str(exc.detail)
+    path, text, headers = _path(request), str(exc.detail), exc.headers or {}
     if exc.status_code == 404:
-        text = f"There is nothing at {request.method} {_path(request)[:200]}; see /docs"
-    return failure(_path(request), exc.status_code, text, exc.headers or {})
+        text = f"There is nothing at {request.method} {path[:200]}; see /docs"
+    elif exc.status_code == 405:
+        allow = ", ".join(_methods(request))
+        text, headers = f"{path[:200]} answers {allow}, not {request.method[:20]}; see /docs", {"Allow": allow}
+    return failure(path, exc.status_code, text, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of a path, those of all its routes: Starlette names only the first route's."""
+    routes = [route for route in request.app.routes if not isinstance(route, Mount)]  # those are files
+    asked = [(method, {**request.scope, "method": method}) for method in _METHODS]
+    found = [method for method, scope in asked if any(route.matches(scope)[0] is Match.FULL for route in routes)]
+    return ["GET", "HEAD", *(method for method in found if method != "GET")] if "GET" in found or not found else found
 
 
 def _render_invalid(request: Request, exc: Exception) -> Response:
@@ -264,14 +283,12 @@ def _render_invalid(request: Request, exc: Exception) -> Response:
 def _told(error: Mapping[str, Any]) -> dict[str, Any]:
     """One line of FastAPI's list. The input is repeated only where it is short: bodies may be huge, or hold NaN."""
     told = {"type": error["type"], "loc": list(error["loc"]), "msg": error["msg"]}
+    if error["type"] == "json_invalid":
+        told["msg"] = f"The body is no JSON: {error['ctx']['error']}"
     given = error.get("input")
     if isinstance(given, str | int | bool) and len(str(given)) <= 200:
         told["input"] = given
     return told
-
-
-def _render_too_deep(request: Request, exc: Exception) -> Response:
-    return failure(_path(request), 400, "The body is nested too deeply.", {})
 
 
 async def _render_unexpected(request: Request, exc: Exception) -> Response:

@@ -4,6 +4,7 @@
       BadRequest                 400  the request is well-formed JSON but asks for something that does not exist here
       NotFound                   404  no such service, recipe, route
       Conflict                   409  the request contradicts what is running
+      TooLarge                   413  the request's body is larger than what is read here
       Invalid                    422  a value is wrong; the text names it, its bounds and the next step
       NotReady                   503  it will work later: Retry-After says when to ask again
       SchedulerError             502  the scheduler refused or broke, in its own words
@@ -43,6 +44,12 @@ class Conflict(OrchestratorError):
     """The request contradicts the present state."""
 
     status = 409
+
+
+class TooLarge(OrchestratorError):
+    """The request's body is larger than what is read here."""
+
+    status = 413
 
 
 class Invalid(OrchestratorError):

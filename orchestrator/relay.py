@@ -81,7 +81,7 @@ async def relay(
         content=content if body.received else body.chunks(),
         extensions={"target": target, "timeout": httpx2.Timeout(None, connect=connect_timeout).as_dict()},
     )
-    exchange = asyncio.create_task(_exchange(client, request, send))
+    exchange = asyncio.create_task(_exchange(client, request, send, body))
     client_left = asyncio.create_task(body.receive_until_client_leaves())
     try:
         await asyncio.wait({exchange, client_left}, return_when=asyncio.FIRST_COMPLETED)
@@ -94,11 +94,13 @@ async def relay(
     return None if exchange.cancelled() else exchange.result()
 
 
-async def _exchange(client: httpx2.AsyncClient, request: httpx2.Request, send: Send) -> int:
+async def _exchange(client: httpx2.AsyncClient, request: httpx2.Request, send: Send, body: "_Body") -> int:
     response = await _answer(client, request)
     try:
-        start = {"type": "http.response.start", "status": response.status_code, "headers": _kept(response.headers.raw)}
-        await send(start)
+        headers = _kept(response.headers.raw)
+        if not body.received:  # and nobody wants the rest, which may have no end
+            headers.append((b"connection", b"close"))
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         async for chunk in response.aiter_raw():
             await send({"type": "http.response.body", "body": chunk, "more_body": True})
     except httpx2.TransportError as exc:

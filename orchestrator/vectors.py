@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import math
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -60,11 +62,24 @@ def search_asked(body: Mapping[str, Any]) -> SearchAsked | None:
     if not _is_ours(body, "query_vector", ("limit",), "vector"):
         return None
     vector, limit = body["query_vector"], body.get("limit", 10)
-    if not isinstance(vector, list) or not all(isinstance(x, int | float) for x in vector):
-        raise BadRequest("query_vector must be a list of numbers, e.g. [0.1, 0.2, 0.3]")
+    if not isinstance(vector, list) or not all(_is_number(x) for x in vector):
+        raise BadRequest("query_vector must be a list of numbers that a float can hold, e.g. [0.1, 0.2, 0.3]")
     if not isinstance(limit, int) or isinstance(limit, bool):
         raise BadRequest(f"limit is {json.dumps(limit)[:100]}; write a whole number from 1 on")
     return SearchAsked(vector, limit)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_finite(value: Any) -> bool:
+    """False where a number such as 1e999 is in it, which JSON can say but no float can hold."""
+    if isinstance(value, dict):
+        return all(_is_finite(part) for part in value.values())
+    if isinstance(value, list):
+        return all(_is_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def check_name(name: str) -> str:
@@ -99,10 +114,14 @@ def points_asked(body: Mapping[str, Any]) -> list[PointStruct] | None:
     if not isinstance(points, list) or not points:
         raise BadRequest('points is required: {"points": [{"id": 1, "vector": [0.1, 0.2], "payload": {"text": "…"}}]}')
     try:
-        return TypeAdapter(list[PointStruct]).validate_python(points)
+        checked = TypeAdapter(list[PointStruct]).validate_python(points)
     except ValidationError as exc:
         first = exc.errors()[0]
         raise BadRequest(f"points.{'.'.join(map(str, first['loc']))}: {first['msg']}") from exc
+    for index, point in enumerate(checked):
+        if not _is_finite(point.payload):  # it would be stored as null
+            raise BadRequest(f"points.{index}.payload has a number that is too large for a float")
+    return checked
 
 
 async def load_client() -> None:

@@ -20,8 +20,9 @@ from orchestrator.routes.shapes import (
     replica_shape,
     service_shape,
 )
+from orchestrator.routes.strict import StrictRoute
 
-router = APIRouter(tags=["service groups"])
+router = APIRouter(tags=["service groups"], route_class=StrictRoute)
 
 GroupId = Annotated[str, Path(description="The id of a group, with or without `sg-`.", examples=["3652098"])]
 

@@ -15,11 +15,12 @@ from orchestrator.metrics import Known, of_engines, of_orchestrator, status_info
 from orchestrator.models import Job, Service, ServiceStatus
 from orchestrator.routes.services import ServiceId
 from orchestrator.routes.shapes import public_id
+from orchestrator.routes.strict import StrictRoute
 from orchestrator.scrape import Reading, read, scrape
 from orchestrator.services import plan_of
 
-router = APIRouter(tags=["metrics"])
-engines = APIRouter(tags=["vllm"])
+router = APIRouter(tags=["metrics"], route_class=StrictRoute)
+engines = APIRouter(tags=["vllm"], route_class=StrictRoute)
 own = APIRouter(tags=["metrics"])
 
 _TEXT: dict[int | str, dict[str, Any]] = {200: {"description": "Prometheus text", "content": {"text/plain": {}}}}

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from orchestrator.catalogue import Catalogue
 from orchestrator.deps import App
 from orchestrator.hub import HubModel, SortBy, model_options
+from orchestrator.routes.strict import StrictRoute
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=StrictRoute)
 
 
 def _example(**values: Any) -> ConfigDict:

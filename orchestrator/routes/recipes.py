@@ -5,8 +5,9 @@ from typing import Any
 from fastapi import APIRouter
 
 from orchestrator.deps import App
+from orchestrator.routes.strict import StrictRoute
 
-router = APIRouter(tags=["recipes"])
+router = APIRouter(tags=["recipes"], route_class=StrictRoute)
 
 
 @router.get("/recipes", summary="List the recipes")

@@ -24,10 +24,11 @@ from orchestrator.routes.shapes import (
     service_detail,
     service_shape,
 )
+from orchestrator.routes.strict import StrictRoute
 
-router = APIRouter(tags=["services"])
+router = APIRouter(tags=["services"], route_class=StrictRoute)
 # The spellings of the orchestrator's own API, beside the client's.
-internal = APIRouter(tags=["services"])
+internal = APIRouter(tags=["services"], route_class=StrictRoute)
 
 ServiceId = Annotated[str, Path(description="The id of a service.", examples=["3652098"])]
 
@@ -143,7 +144,12 @@ async def _cancel(app: Orchestrator, actor: str, service_id: str) -> tuple[Wante
     return wanted, app.status_of(wanted)
 
 
-@router.get("/services/{service_id}/logs", summary="Show or follow a service's output", response_model=Logs)
+@router.get(
+    "/services/{service_id}/logs",
+    summary="Show or follow a service's output",
+    response_model=Logs,
+    responses={200: {"content": {"text/plain": {}}}},
+)
 async def show_logs(
     app: App,
     request: Request,

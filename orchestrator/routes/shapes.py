@@ -199,6 +199,16 @@ class SearchResults(AboutCollection):
     num_results: int
 
 
+class QdrantAnswer(BaseModel):
+    """Qdrant's own answer to a body of its own API, as it is: `result`, or the error in `status`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    status: str | dict[str, Any]
+    time: float
+    result: Any = None
+
+
 class PromptRequest(BaseModel):
     """A question. Any further field (top_p, stop, seed, …) goes to the engine as it is."""
 
@@ -216,9 +226,9 @@ class PromptRequest(BaseModel):
     @model_validator(mode="after")
     def _can_be_sent_on(self) -> Self:
         try:
-            json.dumps(self.model_extra, allow_nan=False, ensure_ascii=False).encode()
+            json.dumps(self.model_extra, allow_nan=False)
         except ValueError as exc:
-            raise ValueError("a field holds NaN, Infinity or broken Unicode, which no engine can read") from exc
+            raise ValueError("a field holds a number that is too large for a float, such as 1e999") from exc
         return self
 
 

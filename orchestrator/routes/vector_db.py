@@ -23,23 +23,35 @@ from orchestrator.routes.shapes import (
     CollectionCreated,
     CollectionDeleted,
     Collections,
+    Failure,
     PointsUpserted,
+    QdrantAnswer,
     SearchResults,
     VectorDbService,
     VectorDbServices,
     endpoint_of,
     public_id,
 )
+from orchestrator.routes.strict import StrictRoute
 
 log = logging.getLogger(__name__)
 
-router = APIRouter(tags=["vector-db"])
+router = APIRouter(tags=["vector-db"], route_class=StrictRoute)
+native = APIRouter(tags=["vector-db"])
 
 CollectionName = Annotated[
     str,
     Path(description="The name of a collection.", examples=["my_documents"]),
     AfterValidator(vectors.check_name),
 ]
+# Of the routes that also take a body of Qdrant's own API.
+_REFUSED: dict[int | str, dict[str, Any]] = {
+    status: {
+        "model": Failure | QdrantAnswer,
+        "description": "The request is wrong; a refusal of Qdrant's own is as it is.",
+    }
+    for status in (400, 404, 409, 422)
+}
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 # What a client of ours sends for us, not for Qdrant.
 _OURS = frozenset({b"authorization", b"api-key", b"x-api-key", b"cookie", b"idempotency-key", b"x-sluice-actor"})
@@ -85,7 +97,10 @@ async def show_collection(app: App, service_id: ServiceId, collection: Collectio
 
 
 @router.put(
-    "/vector-db/{service_id}/collections/{collection}", summary="Create a collection", response_model=CollectionCreated
+    "/vector-db/{service_id}/collections/{collection}",
+    summary="Create a collection",
+    response_model=CollectionCreated | QdrantAnswer,
+    responses=_REFUSED,
 )
 async def create_collection(
     app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
@@ -117,7 +132,8 @@ async def delete_collection(app: App, service_id: ServiceId, collection: Collect
 @router.put(
     "/vector-db/{service_id}/collections/{collection}/points",
     summary="Insert or replace points",
-    response_model=PointsUpserted,
+    response_model=PointsUpserted | QdrantAnswer,
+    responses=_REFUSED,
 )
 async def upsert_points(
     app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
@@ -137,7 +153,8 @@ async def upsert_points(
 @router.post(
     "/vector-db/{service_id}/collections/{collection}/points/search",
     summary="Find the nearest points",
-    response_model=SearchResults,
+    response_model=SearchResults | QdrantAnswer,
+    responses=_REFUSED,
 )
 async def search_points(
     app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
@@ -155,7 +172,8 @@ async def search_points(
 @router.post(
     "/vector-db/{service_id}/collections/{collection}/search",
     summary="Find the nearest points",
-    response_model=SearchResults,
+    response_model=SearchResults | QdrantAnswer,
+    responses=_REFUSED,
 )
 async def search_points_short(
     app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
@@ -164,15 +182,20 @@ async def search_points_short(
     return await search_points(app, service_id, collection, request, body)
 
 
-@router.get("/vector-db/{service_id}/metrics", summary="Show a vector database's own metrics", response_class=Response)
+@router.get(
+    "/vector-db/{service_id}/metrics",
+    summary="Show a vector database's own metrics",
+    response_class=Response,
+    responses={200: {"description": "Prometheus text", "content": {"text/plain": {}}}},
+)
 async def show_metrics(app: App, service_id: ServiceId) -> Response:
     """Qdrant's Prometheus text."""
     _, replica = await ready(app, service_id)
     return Relayed(app, replica, "/metrics")
 
 
-@router.api_route("/vector-db/{service_id}/qdrant", methods=METHODS, include_in_schema=False)
-@router.api_route("/vector-db/{service_id}/qdrant/{path:path}", methods=METHODS, include_in_schema=False)
+@native.api_route("/vector-db/{service_id}/qdrant", methods=METHODS, include_in_schema=False)
+@native.api_route("/vector-db/{service_id}/qdrant/{path:path}", methods=METHODS, include_in_schema=False)
 async def relay_to_qdrant(app: App, service_id: ServiceId, request: Request) -> Response:
     """Qdrant's REST API, untouched."""
     _, replica = await ready(app, service_id)

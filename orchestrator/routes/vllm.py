@@ -36,9 +36,10 @@ from orchestrator.routes.shapes import (
     endpoint_of,
     public_id,
 )
+from orchestrator.routes.strict import StrictRoute
 from orchestrator.services import plan_of
 
-router = APIRouter(tags=["vllm"])
+router = APIRouter(tags=["vllm"], route_class=StrictRoute)
 
 T = TypeVar("T")
 
@@ -64,11 +65,16 @@ async def list_vllm_services(app: App) -> VllmServices:
 @router.get("/vllm/{service_id}/models", summary="List the models that a service has loaded")
 async def list_models(app: App, service_id: ServiceId) -> Models:
     wanted = await find(app, service_id)
-    replica = check_ready(app, wanted)
+    replica = check_answers_prompts(app, wanted)
     return Models(success=True, models=list(replica.models), service_id=wanted.id, endpoint=replica.url)
 
 
-@router.post("/vllm/{service_id}/prompt", summary="Ask a service's model", response_model=PromptAnswer)
+@router.post(
+    "/vllm/{service_id}/prompt",
+    summary="Ask a service's model",
+    response_model=PromptAnswer,
+    responses={200: {"content": {"text/event-stream": {}}}},
+)
 async def prompt(app: App, service_id: ServiceId, request: Request, asked: PromptRequest) -> PromptAnswer | Response:
     """Put as a chat message; as plain text for a model without a chat template. `stream: true` streams SSE.
 
@@ -76,7 +82,7 @@ async def prompt(app: App, service_id: ServiceId, request: Request, asked: Promp
     next one is asked; `routed_to` says which one answered.
     """
     wanted = await find(app, service_id)
-    check_ready(app, wanted)
+    check_answers_prompts(app, wanted)
     fields = asked.model_dump()
     if asked.stream:
         return Streamed(app, wanted, fields)
@@ -199,3 +205,13 @@ async def while_connected(request: Request, answer: Coroutine[Any, Any, T]) -> T
         answering.cancel()
         leaving.cancel()
         await asyncio.wait({answering, leaving})
+
+
+def check_answers_prompts(app: Orchestrator, wanted: Wanted) -> Replica:
+    """A replica with a model that answers now. Raises BadRequest for another kind of service, else as `check_ready`."""
+    if plan_of(wanted.service).models is None:
+        raise BadRequest(
+            f"Service {wanted.id} is {wanted.service.recipe_name}, which serves no model; GET /vllm/services lists "
+            "those that do"
+        )
+    return check_ready(app, wanted)

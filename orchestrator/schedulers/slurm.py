@@ -171,7 +171,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _words_of(output: Output) -> str:
     """The command's own words: stderr, else stdout, on one line and of a bearable length."""
     text = " ".join((output.stderr.strip() or output.stdout.strip()).split())
-    text = text.removeprefix("sbatch: ").removeprefix("error: ")
+    text = re.sub(r"^(sbatch|scancel|squeue|sacct): ", "", text).removeprefix("error: ")
     return text[:1000] or f"ended with status {output.status} and no message"
 
 

@@ -94,7 +94,7 @@ class Front(asyncio.Protocol):
         end = data.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
             if len(data) > MOST_HEAD:
-                self._refuse("", 431, f"the head is longer than {MOST_HEAD} bytes")
+                self._refuse("", 431, f"The request's headers are larger than {MOST_HEAD >> 10} KiB.")
             elif not self._ahead and data.lstrip(b"\r\n") == b"":
                 return  # an empty line before a request is allowed
             self._ahead = data
@@ -103,7 +103,7 @@ class Front(asyncio.Protocol):
         try:
             request = parse_request(data[:end])
         except Malformed as exc:
-            self._refuse("", exc.status, str(exc))
+            self._refuse("", 400, str(exc))
             return
         rest = data[end:]
         if self._server.muxed and request.header(b"upgrade") == PROTOCOL:
@@ -120,6 +120,7 @@ class Front(asyncio.Protocol):
             try:
                 self._measure(rest, pieces)
             except Malformed as exc:
+                self._extent = None
                 self._fail(400, str(exc))
                 return
         elif rest:

@@ -30,11 +30,7 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
 class Malformed(Exception):
-    """What was received is not HTTP/1.1 as we take it. `status` is the answer to a request that is not."""
-
-    def __init__(self, text: str, status: int = 400) -> None:
-        super().__init__(text)
-        self.status = status
+    """What was received is not HTTP/1.1 as we take it."""
 
 
 class Request:
@@ -87,10 +83,10 @@ def parse_request(head: bytes) -> Request:
     except httptools.HttpParserUpgrade:
         pass  # an offer, which nobody has to take
     except httptools.HttpParserError as exc:
-        raise Malformed(f"the request is not valid HTTP/1.1: {exc}") from exc
+        raise Malformed(f"This is no valid HTTP/1.1 request: {exc}") from exc
     version = parser.get_http_version()
     if version not in ("1.0", "1.1"):
-        raise Malformed(f"HTTP/{version} is not spoken here; use HTTP/1.1", 505)
+        raise Malformed(f"This is no valid HTTP/1.1 request: it is one of HTTP/{version}")
     request.method, request.minor = parser.get_method(), int(version[-1])
     request.keep_alive = request.minor == 1 and not _closes(request.headers)
     request.length = _request_length(request)
@@ -104,9 +100,9 @@ def _request_length(request: Request) -> int | None:
             length = _number(value)
         elif name == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
-                raise Malformed(f"Transfer-Encoding {value[:100]!r} is not supported; send it chunked", 501)
+                raise Malformed(f"This is no valid HTTP/1.1 request: its transfer coding is {value[:100]!r}")
             if request.minor == 0:
-                raise Malformed("an HTTP/1.0 request cannot be chunked")
+                raise Malformed("This is no valid HTTP/1.1 request: HTTP/1.0 knows no chunks")
             return None
     return length
 

@@ -1,0 +1,151 @@
+"""Both processes against their documents in openapi/: whatever is sent, the answer is one of those documented.
+
+Schemathesis makes the requests, right ones and wrong ones, the same in each run. Half of the ids are those of services
+that exist, so that the requests reach an engine, a Qdrant, a queue.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from schemathesis import Case, Config
+from schemathesis.core import NOT_SET
+from schemathesis.core.result import Ok
+from schemathesis.schemas import BaseSchema
+
+from tests.halves import COLLECTION, ENDED, GROUP, PENDING, PENDING_GROUP, QDRANT, STARTS, VLLM, Halves, halves
+from tests.unix_http import UnixAdapter
+
+pytestmark = pytest.mark.system
+
+OPENAPI = Path(__file__).parents[1] / "openapi"
+SECONDS = 10  # for one answer
+NAMES = {
+    "path.service_id": [VLLM, GROUP, QDRANT, ENDED, PENDING, f"sg-{GROUP}"],
+    "path.group_id": [GROUP, f"sg-{GROUP}", PENDING_GROUP, VLLM],
+    "path.collection": [COLLECTION, "more"],
+    "path.category": ["inference", "vector-db"],
+    "path.name": ["vllm-replicas", "qdrant"],
+    "path.model_id": ["Qwen/Qwen2.5-7B-Instruct", "meta-llama/gated"],
+    "query.architecture": ["Qwen2ForCausalLM"],
+    "query.recipe": ["qdrant", "vllm-single-node"],
+    "body.recipe_name": [recipe for recipe, _ in STARTS],
+    "body.status": ["cancelled"],
+}
+
+
+POINTS = {"points": [{"id": 2, "vector": [0.5, 1], "payload": {"title": "Ulysses"}}]}
+# Bodies for which the answer is a success, by the end of the path.
+BODIES: dict[tuple[str, str], Any] = {
+    ("POST", "/services"): {"recipe_name": "vllm-single-node"},
+    ("POST", "/services/start"): {"recipe_name": "vllm-single-node"},
+    ("POST", "/status"): {"status": "cancelled"},
+    ("POST", "/prompt"): {"prompt": "say hello"},
+    ("PUT", "/{collection}"): {"vector_size": 2},
+    ("PUT", "/points"): POINTS,
+    ("POST", "/search"): {"query_vector": [1, 1]},
+}
+
+
+def bound(names: dict[str, list[str]], probability: float) -> dict[str, Any]:
+    return {where: {"dictionary": where, "probability": probability} for where in names}
+
+
+def config() -> Config:
+    return Config.from_dict(
+        {
+            "seed": 1,
+            "generation": {"deterministic": True, "max-examples": 25, "database": "none"},
+            "phases": {"stateful": {"enabled": False}},  # the services are there already
+            "checks": {
+                # 502 and 503 are an engine's and the scheduler's fault, and are documented.
+                "not_a_server_error": {"expected-statuses": ["2xx", "3xx", "4xx", "502", "503"]},
+                # What a recipe takes, which models there are: no schema knows it, so a valid request may be a 422.
+                "positive_data_acceptance": {"enabled": False},
+            },
+            "dictionaries": {where: {"values": values} for where, values in NAMES.items()},
+            "parameters": bound(NAMES, 0.5),
+            "operations": [
+                # An ended one only: of those that live, follow=true has no end.
+                {"include-path-regex": "/logs$", "parameters": {"path.service_id": ENDED}},
+                # The one that the others search is kept.
+                {
+                    "include-path-regex": "/collections/{collection}$",
+                    "include-method": "DELETE",
+                    "parameters": {"path.collection": "more"},
+                },
+                # GET and DELETE lead to /services/{service_id}, where nothing is called so: Allow has them too.
+                {
+                    "include-path-regex": "/services/(targets|start)$",
+                    "checks": {"allow_header_conformance": {"enabled": False}},
+                },
+            ],
+        }
+    )
+
+
+def document(name: str) -> BaseSchema:
+    return schemathesis.openapi.from_path(OPENAPI / f"{name}-openapi.json", config=config())
+
+
+ORCHESTRATOR, GATEWAY = document("orchestrator"), document("server")
+
+
+@pytest.fixture(scope="module")
+def both() -> Iterator[Halves]:
+    with halves() as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def session(both: Halves) -> Iterator[requests.Session]:
+    with requests.Session() as session:
+        session.trust_env = False
+        session.mount("http://orchestrator", UnixAdapter(both.socket))
+        yield session
+
+
+@ORCHESTRATOR.parametrize()
+def test_the_orchestrator_answers_as_documented(case: Case[Any], both: Halves, session: requests.Session) -> None:
+    case.call_and_validate(base_url="http://orchestrator", session=session, timeout=SECONDS)
+
+
+@GATEWAY.parametrize()
+def test_the_gateway_answers_as_documented(case: Case[Any], both: Halves, session: requests.Session) -> None:
+    case.call_and_validate(base_url=both.url, session=session, timeout=SECONDS)
+
+
+@pytest.mark.parametrize("half", ["orchestrator", "gateway"])
+def test_every_operation_can_succeed_and_does_it_as_documented(
+    half: str, both: Halves, session: requests.Session
+) -> None:
+    document, url = {"orchestrator": (ORCHESTRATOR, "http://orchestrator"), "gateway": (GATEWAY, both.url)}[half]
+    operations = [result.ok() for result in document.get_all_operations() if isinstance(result, Ok)]
+    # A collection is made before it is used, and deleted at the end.
+    operations.sort(key=lambda operation: ["PUT", "POST", "GET", "DELETE"].index(operation.method.upper()))
+    for operation in operations:
+        method, path = operation.method.upper(), operation.path
+        body = next((body for (m, end), body in BODIES.items() if m == method and path.endswith(end)), NOT_SET)
+        case = operation.Case(path_parameters=real(method, path), body=body, media_type="application/json")
+        answer = case.call_and_validate(base_url=url, session=session, timeout=SECONDS)
+        assert answer.status_code == 200, (method, path, answer.text)
+    assert len(operations) > 35
+
+
+def real(method: str, path: str) -> dict[str, str]:
+    """What the parameters of a path may be for the operation to succeed."""
+    changes = method == "DELETE" or path.endswith("/stop/{service_id}") or (method, path[-7:]) == ("POST", "/status")
+    collection = "made" if path.endswith("/{collection}") and method != "GET" else COLLECTION
+    service = QDRANT if "/vector-db/" in path else PENDING if changes else VLLM
+    group = PENDING_GROUP if changes else GROUP
+    values = {
+        "service_id": service,
+        "group_id": group,
+        "collection": collection,
+        "model_id": "Qwen/Qwen2.5-7B-Instruct",
+    }
+    values |= {"category": "inference", "name": "vllm-replicas"}
+    return {name: value for name, value in values.items() if f"{{{name}}}" in path}
