@@ -90,6 +90,7 @@ def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], 
         redirect_slashes=False,  # a redirect names our own Host, which the gateway's clients cannot reach
     )
     _route(app)
+    app.openapi = functools.partial(_document, app.openapi)  # type: ignore[method-assign] # as FastAPI says it is done
     app.add_exception_handler(OrchestratorError, _render_ours)
     app.add_exception_handler(RequestValidationError, _render_invalid)
     app.add_exception_handler(HTTPException, _render_http)
@@ -97,6 +98,12 @@ def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], 
     app.add_middleware(Counted, traffic=_traffic, value=_template)
     app.add_middleware(HeadAsGet)
     return app
+
+
+def _document(made: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The OpenAPI document that FastAPI makes, with what it does not see."""
+    document = made()
+    return document | {"paths": document["paths"] | openai.operations()}
 
 
 def _route(app: FastAPI) -> None:

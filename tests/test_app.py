@@ -609,7 +609,7 @@ def test_every_get_answers_head_with_the_same_headers_and_no_body(client: Client
     documented = [path for path in documented if not elsewhere.search(path)]
     paths = ["/docs", "/openapi.json", *documented]
     for path in paths:
-        concrete = path.format(service_id=ready, name="vllm-single-node", category="inference")
+        concrete = path.format(service_id=ready, name="vllm-single-node", category="inference", model_id=MODEL)
         for spelling in {concrete, concrete.replace("/api/services/vllm", "/api/v1/vllm").replace("/api/", "/api/v1/")}:
             if "v1/v1" in spelling:
                 continue

@@ -42,3 +42,42 @@ def cards(app: Orchestrator) -> list[dict[str, Any]]:
                 found.setdefault(card["id"], card)
     basis = {"object": "model", "created": int(app.started_at.timestamp()), "owned_by": "sluicegate", "parent": None}
     return [basis | {"root": name} | card for name, card in sorted(found.items())]
+
+
+def operations() -> dict[str, Any]:
+    """OpenAPI's paths for what the data path answers, see `orchestrator.dispatch`: FastAPI does not know of it."""
+    return {
+        "/v1/chat/completions": {"post": _operation("Answer a chat, by any model that runs here", _CHAT)},
+        "/v1/completions": {"post": _operation("Complete a text, by any model that runs here", _COMPLETION)},
+    }
+
+
+_NAME = "Qwen/Qwen2.5-0.5B-Instruct"
+_CHAT = {"model": _NAME, "messages": [{"role": "user", "content": "Which city is the capital of France?"}]}
+_COMPLETION = {"model": _NAME, "prompt": "The capital of France is", "max_tokens": 8}
+_DESCRIPTION = (
+    "`model` chooses the service; the request goes to one of its replicas as it is, and so does the answer, "
+    "with `stream: true` token by token. Served in the same way: embeddings, responses, messages, rerank, score, "
+    "pooling, classify, audio, tokenize and detokenize. One service alone has the base URL `/api/v1/services/{id}/v1`."
+)
+
+
+def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:
+    error = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
+    properties = {"model": {"type": "string"}, "stream": {"type": "boolean"}}
+    schema = {"type": "object", "required": ["model"], "properties": properties}
+    answers = {
+        "200": ("The engine's answer.", {"application/json": {}, "text/event-stream": {}}),
+        "400": ("The engine refuses the request, or it is no JSON.", error),
+        "404": ("No service serves this model; the text names those that are served.", error),
+        "429": ("The replicas have as much to do as they may; Retry-After says when to ask again.", error),
+        "502": ("The engine failed.", error),
+        "503": ("The model's service does not answer yet; the text says what it waits for.", error),
+    }
+    return {
+        "tags": ["openai"],
+        "summary": summary,
+        "description": _DESCRIPTION,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+        "responses": {code: {"description": text, "content": content} for code, (text, content) in answers.items()},
+    }

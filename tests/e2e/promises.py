@@ -22,6 +22,7 @@ from tests.e2e.deployment import Api, wait_for
 
 JSON = "application/json"
 TEXT = "text/plain"
+MODEL = "gpt2"  # of the services that run
 EVENTS = "text/event-stream"
 # What the documents write where a reader writes an id of their own: 3652098, sg-3652098, 3652098:8002.
 PLACE = re.compile(r"(?<=/)(?P<alias>sg-)?\d{5,}(?P<port>:\d+)?(?=[/?]|$)")
@@ -366,6 +367,41 @@ def streamed(call: Call, answer: Answer) -> None:
     assert call.asked["prompt"] in "".join(words)
 
 
+def openai_models(call: Call, answer: Answer) -> None:
+    listed = answer.json()
+    assert listed["object"] == "list"
+    assert MODEL in [check_card(card) for card in listed["data"]]
+
+
+def openai_model(call: Call, answer: Answer) -> None:
+    assert check_card(answer.json()) == MODEL
+
+
+def check_card(card: dict[str, Any]) -> str:
+    assert (card["object"], bool(card["root"]), bool(card["created"])) == ("model", True, True)
+    return str(card["id"])
+
+
+def chatted(call: Call, answer: Answer) -> None:
+    said = call.asked["messages"][0]["content"]
+    if call.asked.get("stream"):
+        answer.check(EVENTS)
+        events = [line.removeprefix("data: ") for line in answer.text.splitlines() if line]
+        assert events.pop() == "[DONE]"
+        text = "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events)
+    else:
+        text = answer.json()["choices"][0]["message"]["content"]
+    assert said in text
+
+
+def completed(call: Call, answer: Answer) -> None:
+    assert answer.json()["choices"][0]["text"].startswith(call.asked["prompt"].split()[0])
+
+
+def version(call: Call, answer: Answer) -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+.*", answer.json()["version"])
+
+
 def vllm_services(call: Call, answer: Answer) -> None:
     found = {service["id"]: service for service in answer.json()["vllm_services"]}
     assert {call.running["vllm"], call.running["group"]} <= set(found)
@@ -590,6 +626,12 @@ PROMISES = {
     "GET /metrics": Promise(gateway_metrics),
     "GET /ready": Promise(ready),
     "GET /api/v1/orchestrator/metrics": Promise(orchestrator_metrics),
+    "GET /v1/models": Promise(openai_models),
+    "GET /v1/models/{model:}": Promise(openai_model),
+    "POST /v1/chat/completions": Promise(chatted),
+    "POST /v1/completions": Promise(completed),
+    "GET /version": Promise(version),
+    "GET /api/v1/services/{id}/v1/models": Promise(openai_models, LLM),
     "GET /api/v1/recipes": Promise(recipes),
     "GET /api/v1/recipes/{name}": Promise(recipe),
     "GET /api/v1/recipes/{category}/{name}": Promise(recipe),
