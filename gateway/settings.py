@@ -30,6 +30,8 @@ class Settings(BaseSettings):
     # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal.
     allowed_hosts: Annotated[list[str], NoDecode] = []
     cluster: str | None = None  # a Host of the SSH configuration; None: the orchestrator of this machine
+    # Who speaks SSH: asyncssh in this process, or the system's ssh beside it, which honours all of your configuration.
+    transport: Literal["asyncssh", "openssh"] = "asyncssh"
     ssh_config: Path | None = None  # None: ~/.ssh/config
     remote_socket: str = ".sluicegate/orchestrator.sock"  # on the login node; a relative path is below its home
     local_socket: Path | None = None  # without a cluster; None: where this machine's orchestrator has it

@@ -14,7 +14,7 @@ from tests.gateway.sshd import Sshd
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module", params=["mux", "plain"])
+@pytest.fixture(scope="module", params=["mux", "plain", "mux through ssh"])
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -29,7 +29,9 @@ async def client(way: str, sshd: Sshd, orchestrator: FakeOrchestrator) -> AsyncI
     """Over one connection for all requests, and as it is with an orchestrator that does not know that."""
     with short_folder() as folder:
         settings = settings_through(sshd, folder)
-        http = muxed() if way == "mux" else "httptools"
+        if way == "mux through ssh":
+            settings = settings.model_copy(update={"transport": "openssh"})
+        http = "httptools" if way == "plain" else muxed()
         async with served_orchestrator(orchestrator, folder / "orchestrator.sock", http), gateway(settings) as client:
             await until_ready(client)
             yield client

@@ -4,17 +4,30 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.kept import Kept
 from gateway.link import LinkState
+from gateway.openssh import OpenSsh
 from gateway.settings import Settings
 from gateway.tunnel import Tunnel
 from tests.gateway.fake_orchestrator import FakeOrchestrator
-from tests.gateway.serving import gateway, served_orchestrator, until, until_ready
+from tests.gateway.serving import gateway, served_orchestrator, settings_through, until, until_ready
 from tests.gateway.sshd import Sshd, free_port
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncssh", "openssh"])
+def ssh_settings(request: pytest.FixtureRequest, sshd: Sshd, folder: Path) -> Settings:
+    """With each of the two who speak SSH."""
+    return settings_through(sshd, folder).model_copy(update={"transport": request.param})
+
+
+def tunnel(settings: Settings, **more: Any) -> Kept:
+    return OpenSsh(settings, **more) if settings.transport == "openssh" else Tunnel(settings, **more)
 
 
 class Naps:
@@ -83,9 +96,9 @@ async def test_while_the_host_is_away_the_answer_is_503_at_once(ssh_settings: Se
 async def test_a_changed_host_key_ends_all_attempts(sshd: Sshd, ssh_settings: Settings, folder: Path) -> None:
     sshd.configure(folder, known="other")
     naps = Naps()
-    async with Tunnel(ssh_settings, sleep=naps) as tunnel:
-        await until(_is(tunnel, LinkState.HOST_KEY_CHANGED))
-        assert "known_hosts" in tunnel.status.advice
+    async with tunnel(ssh_settings, sleep=naps) as one:
+        await until(_is(one, LinkState.HOST_KEY_CHANGED))
+        assert "known_hosts" in one.status.advice
         assert naps.asked.empty()
 
         async def gone() -> bool:
@@ -97,30 +110,32 @@ async def test_a_changed_host_key_ends_all_attempts(sshd: Sshd, ssh_settings: Se
 async def test_an_unknown_host_is_tried_again_slowly(sshd: Sshd, ssh_settings: Settings, folder: Path) -> None:
     sshd.configure(folder, known="")
     naps = Naps()
-    async with Tunnel(ssh_settings, sleep=naps) as tunnel:
+    async with tunnel(ssh_settings, sleep=naps) as one:
         assert await asyncio.wait_for(naps.asked.get(), 5) == 60
-        assert tunnel.status.state is LinkState.HOST_KEY_UNKNOWN
+        assert one.status.state is LinkState.HOST_KEY_UNKNOWN
         sshd.configure(folder)
         naps.over.release()
-        await until(_is(tunnel, LinkState.UP))
+        await until(_is(one, LinkState.UP))
 
 
 async def test_trusting_any_host_is_refused(ssh_settings: Settings, folder: Path) -> None:
+    """To asyncssh `none` means that any host is trusted, so we refuse it; to OpenSSH that no host is known."""
     text = (folder / "ssh_config").read_text()
-    (folder / "ssh_config").write_text(text.replace(f"File {folder}/known_hosts", "File none"))
-    async with Tunnel(ssh_settings) as tunnel:
-        await until(_is(tunnel, LinkState.HOST_KEY_CHANGED))
-        assert tunnel.status.state is LinkState.HOST_KEY_CHANGED
-        assert "UserKnownHostsFile" in tunnel.status.error
+    text = text.replace(f"File {folder}/known_hosts", "File none")
+    (folder / "ssh_config").write_text(f"{text}StrictHostKeyChecking no\n")
+    by_itself = ssh_settings.transport == "openssh"
+    async with tunnel(ssh_settings) as one:
+        await until(_is(one, LinkState.HOST_KEY_UNKNOWN if by_itself else LinkState.HOST_KEY_CHANGED))
+        assert ("known_hosts" if by_itself else "UserKnownHostsFile") in one.status.error
 
 
 async def test_a_refused_login_is_tried_again_slowly(sshd: Sshd, ssh_settings: Settings, folder: Path) -> None:
     sshd.configure(folder, key="other")
     naps = Naps()
-    async with Tunnel(ssh_settings, sleep=naps) as tunnel:
+    async with tunnel(ssh_settings, sleep=naps) as one:
         assert await asyncio.wait_for(naps.asked.get(), 5) == 60
-        assert tunnel.status.state is LinkState.AUTH_REQUIRED
-        assert "ssh-add" in tunnel.status.advice
+        assert one.status.state is LinkState.AUTH_REQUIRED
+        assert "ssh-add" in one.status.advice
 
 
 async def test_delays_grow_to_their_bound(ssh_settings: Settings, folder: Path) -> None:
@@ -128,7 +143,7 @@ async def test_delays_grow_to_their_bound(ssh_settings: Settings, folder: Path) 
     (folder / "ssh_config").write_text(text.replace("Port ", f"Port {free_port()} #"))
     settings = ssh_settings.model_copy(update={"backoff_min_seconds": 1.0, "backoff_max_seconds": 10.0})
     naps = Naps()
-    async with Tunnel(settings, sleep=naps, jitter=lambda: 0.0):
+    async with tunnel(settings, sleep=naps, jitter=lambda: 0.0):
         asked = []
         for _ in range(6):
             asked.append(await asyncio.wait_for(naps.asked.get(), 5))
@@ -159,7 +174,7 @@ async def test_no_packet_waits_for_the_client_s_delayed_ack(
         assert sorted(waits)[len(waits) // 2] < 0.02
 
 
-def _is(tunnel: Tunnel, state: LinkState) -> Callable[[], Awaitable[bool]]:
+def _is(tunnel: Kept, state: LinkState) -> Callable[[], Awaitable[bool]]:
     async def reached() -> bool:
         return tunnel.status.state is state
 
