@@ -154,6 +154,7 @@ async def opened(
             client=probes,
             clock=clock,
             grace=timedelta(seconds=settings.grace_seconds),
+            drain=timedelta(seconds=settings.drain_seconds),
             poll_seconds=settings.poll_interval,
             probe_seconds=settings.probe_seconds,
         )
@@ -187,6 +188,7 @@ def listener_of(app: FastAPI) -> Listener:
     def make_server(application: Application, state: dict[str, Any]) -> Server:
         one: Orchestrator = app.state.orchestrator
         inferences = Inferences(one.replicas, one.pool, one.watcher.clock, functools.partial(why_none, one))
+        inferences.most_in_flight = one.settings.max_in_flight
         return Server(
             handle=Dispatch(inferences, application),
             render=rendered,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from orchestrator.errors import Invalid
 from orchestrator.recipes import ENVIRONMENT_NAME, Parameter, Recipe, Resources, Value
+from orchestrator.routing import DEFAULT, POLICIES
 from orchestrator.settings import Site
 
 # The variables of base.sh.j2 and those that bash itself keeps: an export of the same name would not reach the engine,
@@ -39,6 +40,8 @@ _RESOURCES = ("nodes", "cpu", "memory", "gpu", "time_limit")
 _BOUNDS = {"cpu": (1, 1024), "gpu": (0, 64)}
 
 # A value in an error's text: short, however large or deep it is.
+_MOST_ALIASES = 16
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_./@+=:-]{1,256}")
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother = 2, 100, 100
 
@@ -57,6 +60,8 @@ class Plan(BaseModel):
     port: int  # asked for; the job takes the next free one
     model: str | None = None
     served_model_name: str | None = None
+    aliases: tuple[str, ...] = ()  # further names by which clients ask for it
+    routing: str = DEFAULT  # the policy by which its replicas share requests
     health: str = "/health"
     models: str | None = None
     gpus_per_replica: int | None = None  # None: a single service, not a replica group
@@ -66,7 +71,7 @@ class Plan(BaseModel):
     @property
     def served_names(self) -> tuple[str, ...]:
         """The names by which clients ask for the model."""
-        return () if self.served_model_name is None else (self.served_model_name,)
+        return () if self.served_model_name is None else (self.served_model_name, *self.aliases)
 
     @property
     def total_replicas(self) -> int:
@@ -96,6 +101,8 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
         port=int(str(port)),
         model=None if model is None else str(model),
         served_model_name=None if served is None else str(served),
+        aliases=_aliases(recipe, config),
+        routing=_routing(recipe, config),
         health=recipe.health,
         models=recipe.models,
         gpus_per_replica=gpus_per_replica,
@@ -135,6 +142,8 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _check_keys(recipe: Recipe, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
     root = {"environment", "resources", "account", *_RESOURCES}
+    root |= {"routing"} if recipe.models else set()
+    root |= {"aliases"} if recipe.aliases else set()
     root |= {p.alias for p in recipe.parameters.values() if p.alias}
     root |= {name for name, p in recipe.parameters.items() if p.location == "root"}
     for where, given, known in (
@@ -314,6 +323,29 @@ def _memory(where: str, value: Any) -> str:
     if not 64 <= number * _MEGABYTES[unit] <= 64 * 1024 * 1024:
         raise Invalid(f'{where} is {str(value)!r}, which is {number}{unit or "M"}; allowed: 64M to 64T, e.g. "64G"')
     return f"{number}{unit or 'M'}"
+
+
+def _routing(recipe: Recipe, config: Mapping[str, Any]) -> str:
+    value = config.get("routing")
+    if value is None:
+        return DEFAULT
+    if value not in POLICIES:
+        known = "; ".join(f"{name} ({policy.description})" for name, policy in POLICIES.items())
+        raise Invalid(f"config.routing is {_short.repr(value)}; choose one of {known}")
+    return str(value)
+
+
+def _aliases(recipe: Recipe, config: Mapping[str, Any]) -> tuple[str, ...]:
+    value = config.get("aliases")
+    if value is None:
+        return ()
+    names = value if isinstance(value, list) else [value]
+    if len(names) > _MOST_ALIASES or not all(isinstance(name, str) and _MODEL_NAME.fullmatch(name) for name in names):
+        raise Invalid(
+            f"config.aliases is {_short.repr(value)}; it is a list of at most {_MOST_ALIASES} names, each of letters, "
+            "digits and _ . / @ + = : -"
+        )
+    return tuple(names)
 
 
 def _account(config: Mapping[str, Any]) -> str | None:

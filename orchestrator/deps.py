@@ -95,6 +95,18 @@ def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:
         raise NotReady(f"Service {wanted.id} is not ready yet (status: {status}): {exc}") from exc
 
 
+async def end(app: Orchestrator, wanted: Wanted, actor: str) -> None:
+    """Cancel a service: at once when it has nothing to do, else when it has answered what it was asked before."""
+    submission_id = wanted.service.submission_id
+    drains = app.settings.drain_seconds > 0 and app.replicas.drain(submission_id)
+    try:
+        await app.services.cancel(wanted.service, wanted.job, actor=actor, drains=drains)
+    except OrchestratorError:
+        app.replicas.drain(submission_id, False)
+        raise
+    app.watcher.wake()
+
+
 async def why_none(app: Orchestrator, group: Group, model: str | None) -> OrchestratorError:
     """Why no replica answers a request: what the service lacks, or which models there are."""
     try:

@@ -85,7 +85,7 @@ class Inferences:
             group = self.replicas.serving(asked.model)
         else:
             group = self.replicas.named(wanted.service, wanted.port)
-        ready = [r for r in group if r.ready and r not in without]
+        ready = [r for r in group if r.ready and not r.draining and r not in without]
         if any(r.resting_until is not None for r in ready):
             now = self.clock()
             ready = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready

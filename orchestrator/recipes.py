@@ -78,6 +78,7 @@ class Recipe(BaseModel):
     port_parameter: str | None = None  # the parameter that overrides ports[0]
     model_parameter: str | None = None  # the parameter that holds the model
     served_name_parameter: str | None = None  # the parameter that renames it for clients
+    aliases: bool = False  # whether its engine serves a model under several names
     gpus_per_replica_parameter: str | None = None  # its presence makes the service a replica group
     volume_parameter: str | None = None  # the parameter that names a folder which outlives the job
     health: str = "/health"  # answers 200 when the engine serves

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,8 +12,12 @@ from typing import Any
 import httpx2
 
 from orchestrator.errors import NotReady
-from orchestrator.routing import DEFAULT
+from orchestrator.routing import DEFAULT, LEAST_LOADED
 
+_WAITING = re.compile(
+    r"^(?:vllm:num_requests_waiting|sglang:num_queue_reqs|llamacpp:requests_deferred)(?:\{[^}]*\})? ([0-9.e+]{1,20})$",
+    re.MULTILINE,
+)
 # A replica that answers with errors although its health check passes is left alone for a while.
 MOST_FAILURES = 3  # in a row
 REST = timedelta(seconds=15)
@@ -40,6 +45,7 @@ class Replica:
     restarts: int = 0
     starts: int = 1
     state: str = "up"
+    draining: bool = False  # its service is being cancelled: no new requests
     ready: bool = False
     problem: str = "the engine has just been started"
     cards: tuple[dict[str, Any], ...] = ()  # what the engine says of its models, each with an `id`
@@ -155,6 +161,13 @@ class Replicas:
             if identity in (r.job_id, r.submission_id) and port in (None, r.port)
         ]
 
+    def drain(self, submission_id: str, wanted: bool = True) -> bool:
+        """Send these replicas nothing more (`wanted`), or do so again; true while they have requests under way."""
+        group = self._all.get(submission_id, ())
+        for replica in group:
+            replica.draining = wanted
+        return any(replica.in_flight for replica in group)
+
     def answers(self, submission_id: str) -> bool:
         return any(replica.ready for replica in self._all.get(submission_id, ()))
 
@@ -192,7 +205,7 @@ class Replicas:
     def ready(self, submission_id: str, *, port: int | None = None, without: Collection[str] = ()) -> list[Replica]:
         """The replicas that answer, at least one. Raises NotReady saying what the others lack."""
         group = [r for r in self._all.get(submission_id, []) if port in (None, r.port)]
-        ready = [r for r in group if r.ready and r.id not in without]
+        ready = [r for r in group if r.ready and not r.draining and r.id not in without]
         if not ready:
             problems = "; ".join(f"{r.id}: {r.problem or 'it failed just now'}" for r in group)
             raise NotReady(f"no replica answers ({problems or 'its engine has not started yet'})")
@@ -202,25 +215,47 @@ class Replicas:
 async def probe(client: httpx2.AsyncClient, replica: Replica) -> None:
     """Ask one engine whether it serves, and for its models; write the answer into the replica."""
     try:
-        health = await client.get(f"{replica.url}{replica.health}", headers=replica.headers)
-        if health.status_code != 200:
-            return replica.down(f"the engine is loading ({replica.health}: {health.status_code})")
-        if replica.models_path is not None and not replica.models:
-            answer = await client.get(f"{replica.url}{replica.models_path}", headers=replica.headers)
-            replica.cards = cards_in(answer.json()) if answer.status_code == 200 else ()
-            if not replica.models:
-                has = "lists no model yet" if answer.status_code == 200 else f"answers {answer.status_code}"
-                return replica.down(f"{replica.models_path} {has}")
+        problem = await _ask(client, replica)
     except httpx2.ConnectError:
-        replica.down("the engine does not listen yet")
+        problem = "the engine does not listen yet"
     except httpx2.TimeoutException:
         replica.silent_probes += 1
-        if not replica.ready or replica.silent_probes >= MOST_SILENT_PROBES:
-            replica.down(f"the engine does not answer {replica.health}")
+        if replica.ready and replica.silent_probes < MOST_SILENT_PROBES:
+            return
+        problem = f"the engine does not answer {replica.health}"
     except (httpx2.HTTPError, ValueError) as exc:
-        replica.down(f"{type(exc).__name__} while asking {replica.health}")
+        problem = f"{type(exc).__name__} while asking {replica.health}"
+    if problem:
+        replica.down(problem)
     else:
         replica.up()
+
+
+async def _ask(client: httpx2.AsyncClient, replica: Replica) -> str:
+    """What keeps the engine from serving, "" for nothing."""
+
+    async def get(path: str) -> httpx2.Response:
+        return await client.get(f"{replica.url}{path}", headers=replica.headers)
+
+    health = await get(replica.health)
+    if health.status_code != 200:
+        return f"the engine is loading ({replica.health}: {health.status_code})"
+    if replica.models_path is not None and not replica.models:
+        answer = await get(replica.models_path)
+        if answer.status_code != 200:
+            return f"{replica.models_path} answers {answer.status_code}"
+        replica.cards = cards_in(answer.json())
+        if not replica.cards:
+            return f"{replica.models_path} lists no model yet"
+    if replica.routing == LEAST_LOADED:
+        told = await get("/metrics")
+        replica.queue = queue_in(told.text) if told.status_code == 200 else 0
+    return ""
+
+
+def queue_in(metrics: str) -> int:
+    """How many requests wait in an engine, in its own metrics: vLLM's, SGLang's and llama.cpp's name for it."""
+    return int(sum(float(number) for number in _WAITING.findall(metrics)))
 
 
 def cards_in(content: Any) -> tuple[dict[str, Any], ...]:

@@ -9,6 +9,7 @@ from orchestrator.asked import Asked
 
 # With `prefix` a replica may have so many times the others' load before its requests go elsewhere.
 _MOST_IMBALANCE = 1.25
+_NOTHING = 8  # requests under way that an engine computes together as quickly as one
 
 
 class Candidate(Protocol):
@@ -54,7 +55,7 @@ def prefix(candidates: Sequence[Candidate], asked: Asked, turn: int) -> int:
     key = asked.session or asked.prefix
     if not key:
         return least_loaded(candidates, asked, turn)
-    most = _MOST_IMBALANCE * (1 + sum(c.in_flight for c in candidates)) / len(candidates)
+    most = max(_NOTHING, _MOST_IMBALANCE * (1 + sum(c.in_flight for c in candidates)) / len(candidates))
     ranked = sorted(range(len(candidates)), key=lambda n: _score(key, candidates[n].id), reverse=True)
     return next((n for n in ranked if candidates[n].in_flight < most), ranked[0])
 
@@ -77,3 +78,4 @@ POLICIES: Mapping[str, Named] = {
     "prefix": Named(prefix, "the replica that has this prompt's beginning, or this session, in its cache"),
 }
 DEFAULT = "round-robin"
+LEAST_LOADED = "least-loaded"

@@ -67,6 +67,7 @@ def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
         "cpus": plan.resources.cpu,
         "p": plan.parameters,
         "served_model_name": plan.served_model_name,
+        "served_names": plan.served_names,
         "environment": environment,
         "visible_devices": str(visible).split(",") if visible else [],
         "module_init": site.module_init,

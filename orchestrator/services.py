@@ -151,11 +151,14 @@ class Services:
     async def _record(self, job: Job, changes: dict[str, Any], kind: str, actor: str) -> None:
         await self.store.record(job.submission_id, changes, at=self.clock(), actor=actor, kind=kind)
 
-    async def cancel(self, service: Service, job: Job, *, actor: str) -> None:
-        """End a service. One that has ended already, or is being ended, is no error."""
+    async def cancel(self, service: Service, job: Job, *, actor: str, drains: bool = False) -> None:
+        """End a service. One that has ended already, or is being ended, is no error.
+
+        `drains`: requests are being answered; the watcher ends the job when they are, or have had their time.
+        """
         if job.state.ended:
             return
-        if job.job_id is not None:
+        if job.job_id is not None and not drains:
             await self.scheduler.cancel(job.job_id, job.name)
         await self.store.cancelled(service.submission_id, at=self.clock(), actor=actor)
 

@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     # How long a job that was recorded but never seen may stay so before it is submitted again (after a crash) or
     # given up (after a time-out of sbatch); also how long a job may be unknown to the scheduler before it is lost.
     grace_seconds: float = Field(default=60, ge=0)
+    # For how long a cancelled service may go on answering what it was asked before.
+    drain_seconds: float = Field(default=30, ge=0, le=3600)
+    # Requests that one replica is sent at once; engines queue what they cannot compute yet.
+    max_in_flight: int = Field(default=1024, ge=1, le=100_000)
     command_seconds: float = Field(default=30, gt=0)  # time limit of each external command
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     site: Site = Site()

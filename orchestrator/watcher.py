@@ -38,6 +38,7 @@ class Watcher:
     client: httpx2.AsyncClient
     clock: Callable[[], datetime]
     grace: timedelta
+    drain: timedelta
     poll_seconds: float
     probe_seconds: float
     stale_since: datetime | None = None  # since when the scheduler has not answered
@@ -112,9 +113,15 @@ class Watcher:
         if changes:
             kind = "job.state" if "state" in changes else None
             await self.store.record(job.submission_id, changes, at=now, actor=ACTOR, kind=kind)
-        if service.cancelled_at is not None and info is not None:
+        if service.cancelled_at is not None and info is not None and not self.drains(service):
             await self._cancel_again(info)
         return job.model_copy(update=changes or {})
+
+    def drains(self, service: Service) -> bool:
+        """Whether a cancelled service still answers what it was asked before: its job may do so for a while."""
+        if service.cancelled_at is None or self.clock() - service.cancelled_at >= self.drain:
+            return False
+        return self.replicas.drain(service.submission_id)
 
     async def _adopt(self, job: Job, job_id: str) -> None:
         """There is a job whose id we never heard: of a crash, or of an sbatch that did not answer."""
@@ -140,6 +147,8 @@ class Watcher:
 
     def _place(self, service: Service, job: Job) -> None:
         """Bring the table of replicas in line with the job."""
+        if self.drains(service):
+            return
         if not job.state.runs or job.job_id is None or service.cancelled_at is not None:
             self.replicas.drop(job.submission_id)
             return
@@ -159,6 +168,7 @@ class Watcher:
                 port=e.port,
                 gpus=e.gpus,
                 key=self._key(job.submission_id),
+                routing=plan.routing,
                 health=plan.health,
                 models_path=plan.models,
                 restarts=found.restarts,

@@ -82,7 +82,7 @@ async def orchestrated(
         replicas = Replicas()
         watcher = Watcher(
             scheduler=scheduler, store=store, services=services, replicas=replicas, client=client, clock=clock,
-            grace=timedelta(seconds=grace), poll_seconds=1, probe_seconds=1,
+            grace=timedelta(seconds=grace), drain=timedelta(seconds=30), poll_seconds=1, probe_seconds=1,
         )  # fmt: skip
         yield Parts(settings, clock, store, services, replicas, watcher)
 

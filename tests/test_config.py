@@ -337,7 +337,7 @@ def test_a_recipes_own_rules_are_told(config: dict[str, Any], says: str) -> None
         ({"modle": "gpt2"}, "config: unknown key 'modle'. Did you mean 'model'?"),
         ({"timelimit": 5}, "config: unknown key 'timelimit'. Did you mean 'time_limit'?"),
         ({"VLLM_MODEL": "gpt2"}, "config: unknown key 'VLLM_MODEL'."),
-        ({"zzz": 1}, "config: unknown key 'zzz'. Known keys: account, cpu, environment, gpu, "),
+        ({"zzz": 1}, "config: unknown key 'zzz'. Known keys: account, aliases, cpu, environment, gpu, "),
         ({"resources": {"mem": "4G"}}, "config.resources: unknown key 'mem'. Did you mean 'memory'?"),
         ({"resources": {"account": "p"}}, "config.resources: unknown key 'account'."),
         ({"": 1}, "config: unknown key ''. Known keys: "),

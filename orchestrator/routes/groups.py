@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Request, Response
 
-from orchestrator.deps import Actor, App, Orchestrator, Wanted, find
+from orchestrator.deps import Actor, App, Orchestrator, Wanted, end, find
 from orchestrator.errors import NotFound
 from orchestrator.groups import is_group, tally, views
 from orchestrator.routes.paging import PAGE, Limit, Offset, tell_total
@@ -90,8 +90,7 @@ async def delete_group(app: App, actor: Actor, group_id: GroupId, response: Resp
 
 async def _cancel(app: Orchestrator, actor: str, group_id: str) -> Wanted:
     wanted = await _find(app, group_id)
-    await app.services.cancel(wanted.service, wanted.job, actor=actor)
-    app.watcher.wake()
+    await end(app, wanted, actor)
     return wanted
 
 

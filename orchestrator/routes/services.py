@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
-from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, find
+from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, end, find
 from orchestrator.errors import BadRequest, Conflict, Invalid
 from orchestrator.logs import follow, tail
 from orchestrator.models import Job, Service, ServiceStatus
@@ -138,8 +138,7 @@ async def _cancel(app: Orchestrator, actor: str, service_id: str) -> tuple[Wante
     wanted = await find(app, service_id)
     if wanted.port is not None:
         raise Conflict(f"{wanted.id} is a replica; only its group can be stopped: {public_id(wanted.service)}")
-    await app.services.cancel(wanted.service, wanted.job, actor=actor)
-    app.watcher.wake()
+    await end(app, wanted, actor)
     wanted = await find(app, service_id)
     return wanted, app.status_of(wanted)
 
