@@ -100,16 +100,8 @@ def test_a_body_that_is_none_is_refused(body: bytes) -> None:
 
 def test_a_form_is_searched_for_its_model() -> None:
     kind = "Content-Disposition: form-data; name="
-    lines = [
-        "--x",
-        f'{kind}"file"; filename="a.wav"',
-        "Content-Type: audio/wav",
-        "",
-        "RIFF",
-        "--x",
-        f'{kind}"model"',
-        "",
-    ]
+    lines = ["--x", f'{kind}"file"; filename="a.wav"', "Content-Type: audio/wav", "", "RIFF"]
+    lines += ["--x", f'{kind}"model"', ""]
     lines += ["whisper", "--x", f'{kind}"stream"', "", "true", "--x--", ""]
     assert look(b"multipart/form-data; boundary=x", "\r\n".join(lines).encode()) == Asked("whisper", True)
     assert look(b"multipart/form-data; boundary=x", b"--x--\r\n") == Asked(None)
