@@ -1,12 +1,14 @@
 """The handler of the gateway's server: what is refused, what we answer ourselves, what goes to the orchestrator."""
 
+import functools
 import logging
+from dataclasses import dataclass
 
 from gateway import metrics, paths
 from gateway.guard import Guard
 from gateway.link import Link
 from gateway.problem import rendered
-from gateway.trunk import Trunk
+from gateway.trunk import REPEATABLE, Trunk
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.http1 import Request, end_to_end, request_head
@@ -14,26 +16,40 @@ from orchestrator.wire.server import Answered
 
 log = logging.getLogger(__name__)
 
-_NOT_FURTHER = frozenset({b"expect", b"host", b"x-forwarded-host"})
+_NOT_FURTHER = frozenset({b"content-length", b"expect", b"host", b"x-forwarded-host", b"x-request-id"})
 _ALLOW = {"Allow": "GET, HEAD"}
 MODELS = "/v1/models"
 
 
 class Door:
+    """What is concluded from a head is kept with it (`Head.memo`), for the next request with the same one."""
+
     def __init__(self, guard: Guard, application: Application, trunk: Trunk, link: Link) -> None:
         self._guard, self._application, self._trunk, self._link = guard, application, trunk, link
 
     def __call__(self, request: Request, reply: Reply) -> Exchange:
-        path = request.path
-        request.kind = metrics.kind_of(path)
+        passed: Passed | None = request.head.memo
+        if passed is None:
+            path = request.path
+            request.kind = metrics.kind_of(path)
+            if (answered := self._answered(request, reply, path)) is not None:
+                return answered
+            passed = request.head.memo = Passed(request.kind, path, self._outgoing(request, path))
+        else:
+            request.kind = passed.kind
+        if self._trunk.up and request.head.method not in REPEATABLE:
+            return self._trunk.begin(request, passed.head, reply)
+        return self._trunk.exchange(request, passed.head, reply, functools.partial(self._unreached, request))
+
+    def _answered(self, request: Request, reply: Reply, path: str) -> Exchange | None:
+        """What is refused, or answered by the gateway itself."""
         if refusal := self._guard.refusal(path, request.headers):
             headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
             return _refuse(reply, path, refusal.status, refusal.text, headers)
         if request.kind == "own" or (path == MODELS and request.method in (b"GET", b"HEAD")):
             if path in metrics.OWN and request.method not in (b"GET", b"HEAD"):
-                return _refuse(
-                    reply, path, 405, f"{path} answers GET, HEAD, not {request.method.decode()[:20]}; see /docs", _ALLOW
-                )
+                text = f"{path} answers GET, HEAD, not {request.method.decode()[:20]}; see /docs"
+                return _refuse(reply, path, 405, text, _ALLOW)
             return self._application.exchange(request, reply)
         if not paths.is_relayed(path):
             return _refuse(reply, path, 404, _what_there_is(path))
@@ -41,9 +57,10 @@ class Door:
             paths.check(path)
         except paths.PathError as exc:
             return _refuse(reply, path, 400, str(exc))
-        return self._pass_on(request, reply, path)
+        return None
 
-    def _pass_on(self, request: Request, reply: Reply, path: str) -> Exchange:
+    def _outgoing(self, request: Request, path: str) -> bytes:
+        """The head as the orchestrator gets it, without the length of the body and the request's id."""
         method, target = request.method, request.target
         framing = [(b"host", b"orchestrator")]
         if path.startswith("/api/"):
@@ -54,18 +71,23 @@ class Door:
             framing.append((b"transfer-encoding", b"chunked"))
         if target.partition(b"?")[0] == paths.TARGETS.encode():
             framing.append((b"x-forwarded-host", request.header(b"host") or b""))
-        if request.header(b"x-request-id") is None:
-            framing.append((b"x-request-id", request.id))
         headers = self._guard.without_key(end_to_end(request.headers, _NOT_FURTHER))
-        head = request_head(method, target, headers + framing)
+        return request_head(method, target, headers + framing)
 
-        def refuse(reply: Reply, status: int, why: str) -> None:
-            state = self._link.status
-            log.info("%s %s: not reached: %s", request.method.decode(), path, why)
-            reply.write(rendered(path, status, state.advice, {"Retry-After": str(state.retry_after)}))
-            reply.finish()
+    def _unreached(self, request: Request, reply: Reply, status: int, why: str) -> None:
+        state = self._link.status
+        log.info("%s %s: not reached: %s", request.method.decode(), request.path, why)
+        reply.write(rendered(request.path, status, state.advice, {"Retry-After": str(state.retry_after)}))
+        reply.finish()
 
-        return self._trunk.exchange(request, head, reply, refuse)
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What is known of requests that go to the orchestrator: their kind, and the head with which they do."""
+
+    kind: str
+    path: str
+    head: bytes
 
 
 def _refuse(reply: Reply, path: str, status: int, text: str, headers: dict[str, str] | None = None) -> Answered:

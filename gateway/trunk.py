@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from gateway.link import Link, LinkState, Unreached
 from orchestrator.wire import Exchange, Reply
-from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_response
+from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_request, parse_response
 from orchestrator.wire.mux import AskingSession, BrokenSession
 from orchestrator.wire.upstream import Asked, Connection, Pool
 
@@ -41,7 +41,8 @@ class Trunk:
         return plain or (self._session is not None and not self._session.closed.done())
 
     def exchange(self, request: Request, head: bytes, reply: Reply, refuse: "Refuse") -> Exchange:
-        """Send a request whose head is `head`. `refuse` answers when there is no way."""
+        """Send a request with this head, without the length of its body and its id. `refuse` answers when there is no
+        way."""
         if self.up and request.method not in REPEATABLE:
             return self.begin(request, head, reply)
         return Passage(self, request, head, reply, refuse)
@@ -49,7 +50,7 @@ class Trunk:
     def begin(self, request: Request, head: bytes, reply: Reply) -> Exchange:
         """The same, on what is open now."""
         if self._session is not None and not self._session.closed.done():
-            return self._session.open(head, reply)
+            return self._session.open(request, head, reply)
         return Asked(self._pool, _ADDRESS, request, head, reply)
 
     async def opened(self) -> None:
@@ -96,9 +97,8 @@ class Trunk:
         """Put a question of the gateway's own: the answer's status and body. Raises Unreached."""
         await self.opened()
         answer = _Collected(asyncio.get_running_loop().create_future())
-        request = Request()
-        request.method, request.target, request.minor, request.length = method, target, 1, 0
         head = b"%s %s HTTP/1.1\r\nhost: orchestrator\r\n%s\r\n" % (method, target, headers)
+        request = parse_request(head)
         exchange = self.begin(request, head, answer)
         exchange.end()
         try:
@@ -215,7 +215,7 @@ class _Collected:
         pieces: list[bytes] = []
         try:
             response = parse_response(self._data[:end])
-            response.extent.take(self._data, end, pieces)
+            response.extent().take(self._data, end, pieces)
         except Malformed as exc:
             self._fail(str(exc))
             return

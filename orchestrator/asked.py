@@ -4,7 +4,6 @@ Pure. Everything else in a body is the engine's business, and passes through as 
 """
 
 import re
-from dataclasses import dataclass
 
 import msgspec
 
@@ -15,8 +14,7 @@ _FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n
 _FORM_STREAM = re.compile(rb'name="stream"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(?i:true)\r\n')
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """`session` and `prefix` say which requests belong together: the same user's, or those that begin alike."""
 
     model: str | None
@@ -49,7 +47,7 @@ def look(content_type: bytes, body: bytes, session: bytes = b"") -> Asked:
         found = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRequest(f"the body is not what an OpenAI endpoint takes: {exc}") from exc
-    begin = bytes(found.messages or found.prompt or found.input)[:_PREFIX]
+    begin = bytes(memoryview(found.messages or found.prompt or found.input)[:_PREFIX])
     return Asked(found.model, bool(found.stream), session or (found.prompt_cache_key or "").encode(), begin)
 
 

@@ -1,9 +1,10 @@
 """Where a request goes: what a model answers takes the data path, everything else the application."""
 
 import re
+from dataclasses import dataclass, field
 
 from orchestrator.envelope import envelope
-from orchestrator.inference import Group, Inferences
+from orchestrator.inference import Group, Inferences, Prefixes
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.http1 import Request, answer
@@ -23,39 +24,58 @@ _SERVICE = re.compile(rb"/api(?:/v1)?/services/(?:sg-)?([0-9A-Za-z_.-]{1,100})(?
 
 
 class Dispatch:
-    """The handler of the orchestrator's server."""
+    """The handler of the orchestrator's server. Where a head leads is kept with it (`Head.memo`)."""
 
     def __init__(self, inferences: Inferences, application: Application) -> None:
         self._inferences = inferences
         self._application = application
 
     def __call__(self, request: Request, reply: Reply) -> Exchange:
-        path = request.target.partition(b"?")[0]
-        if path in INFERENCE:
-            request.kind = path.decode()
-            if request.method != b"POST":
-                return refuse(reply, path, b"POST")
-            return self._inferences.begin(request, reply, request.target, Group())
-        if path.startswith(b"/api/") and (match := _SERVICE.fullmatch(path)):
-            return self._of_a_service(request, reply, match)
-        return self._application.exchange(request, reply)
-
-    def _of_a_service(self, request: Request, reply: Reply, match: re.Match[bytes]) -> Exchange:
-        below = match[3]
-        request.kind = "/api/services/{service_id}" + below.decode() if below in INFERENCE else "/api/services/{…}/v1"
-        if below in OF_A_SERVICE:
-            allowed: tuple[bytes, ...] = (b"GET", b"HEAD")
-        elif below in INFERENCE:
-            allowed = (b"POST",)
-        else:
+        head = request.head
+        way: Way | None = head.memo
+        if way is None:
+            way = head.memo = way_of(head.target)
+        request.kind = way.kind
+        if way.group is None:
             return self._application.exchange(request, reply)
-        if request.method not in allowed:
-            return refuse(reply, below, b", ".join(allowed))
-        wanted = Group(match[1].decode(), None if match[2] is None else int(match[2]))
-        return self._inferences.begin(request, reply, request.target[match.start(3) :], wanted)
+        if head.method not in way.allowed:
+            return refuse(reply, way.target, b", ".join(way.allowed))
+        return self._inferences.begin(request, reply, way.target, way.group, way.prefixes)
 
 
-def refuse(reply: Reply, path: bytes, allowed: bytes) -> Answered:
+@dataclass(frozen=True, slots=True)
+class Way:
+    """`group`: the replicas that may answer, None for the application; `target`: what the engine is asked for.
+
+    `kind` is "" where the application counts its requests itself.
+    """
+
+    kind: str = ""
+    group: Group | None = None
+    target: bytes = b""
+    allowed: tuple[bytes, ...] = ()
+    prefixes: Prefixes = field(default_factory=dict)
+
+
+def way_of(target: bytes) -> Way:
+    """Where requests for a target go. Pure."""
+    path = target.partition(b"?")[0]
+    if path in INFERENCE:
+        return Way(path.decode(), Group(), target, (b"POST",))
+    match = _SERVICE.fullmatch(path)
+    if match is None:
+        return Way()
+    below = match[3]
+    group = Group(match[1].decode(), None if match[2] is None else int(match[2]))
+    if below in OF_A_SERVICE:
+        return Way("/api/services/{service_id}/v1", group, target[match.start(3) :], (b"GET", b"HEAD"))
+    if below in INFERENCE:
+        return Way("/api/services/{service_id}" + below.decode(), group, target[match.start(3) :], (b"POST",))
+    return Way()
+
+
+def refuse(reply: Reply, target: bytes, allowed: bytes) -> Answered:
+    path = target.partition(b"?")[0]
     text = f"{path.decode('latin-1')} answers {allowed.decode()}"
     reply.write(answer(405, envelope(405, text), [(b"allow", allowed)]))
     reply.finish()

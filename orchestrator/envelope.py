@@ -1,11 +1,13 @@
 """Errors as OpenAI's clients read them, and engines' own shapes put into that form. Pure."""
 
 import json
+import zlib
 from typing import Any
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
           429: "rate_limit_error", 503: "service_unavailable_error"}  # fmt: skip
 _MOST_WORDS = 10_000
+_MOST_INFLATED = 1024 * 1024
 
 
 def envelope(status: int, message: str, *, code: str | None = None, param: str | None = None) -> bytes:
@@ -15,13 +17,28 @@ def envelope(status: int, message: str, *, code: str | None = None, param: str |
     return json.dumps({"error": error}).encode()
 
 
-def event(status: int, message: str) -> bytes:
+def event(status: int, message: str, target: bytes = b"") -> bytes:
     """The same within a stream, whose status is spent. No [DONE] follows: the answer must not look complete."""
-    return b"data: %s\n\n" % envelope(status, message)
+    return in_a_stream(envelope(status, message), target)
 
 
-def translated(status: int, body: bytes) -> bytes:
-    """An engine's error in the envelope; as it is if it is in one."""
+def in_a_stream(body: bytes, target: bytes) -> bytes:
+    """An error's body as an event of a stream. Anthropic's clients listen to events by their names only."""
+    line = b" ".join(body.splitlines())
+    if target.startswith(b"/v1/messages"):
+        return b'event: error\ndata: {"type": "error", "error": %s}\n\n' % json.dumps(_inner(line)).encode()
+    return b"data: %s\n\n" % line
+
+
+def _inner(body: bytes) -> Any:
+    content = json.loads(body)
+    return content.get("error", content) if isinstance(content, dict) else content
+
+
+def translated(status: int, body: bytes, coding: bytes = b"") -> bytes:
+    """An engine's error in the envelope; as it is if it is in one. `coding` is its Content-Encoding."""
+    if coding.strip().lower() in (b"gzip", b"x-gzip", b"deflate"):
+        body = _inflated(body)
     try:
         content = json.loads(body)
     except ValueError:
@@ -29,6 +46,14 @@ def translated(status: int, body: bytes) -> bytes:
     if isinstance(content, dict) and isinstance(content.get("error"), dict) and "message" in content["error"]:
         return body
     return envelope(status, words(content))
+
+
+def _inflated(body: bytes) -> bytes:
+    """What can be read of a compressed body."""
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(body, _MOST_INFLATED)
+    except zlib.error as exc:
+        return f"a compressed message that cannot be read ({exc})".encode()
 
 
 def words(content: Any) -> str:

@@ -14,8 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from orchestrator.asked import Asked, look
-from orchestrator.envelope import envelope, event, translated
+from orchestrator.envelope import envelope, event, in_a_stream, translated
 from orchestrator.errors import BadRequest, NotReady, OrchestratorError
+from orchestrator.events import LAST_CHUNK, Tail
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.routing import POLICIES
 from orchestrator.wire import Reply
@@ -23,7 +24,6 @@ from orchestrator.wire.http1 import (
     Chunked,
     Request,
     Response,
-    Unbounded,
     answer,
     end_to_end,
     request_head,
@@ -36,14 +36,18 @@ log = logging.getLogger(__name__)
 
 MOST_BODY = 256 * 1024 * 1024  # bytes of a request; it is kept until an engine answers, so that another can be asked
 KEEP_ALIVE_TICKS = 15  # of a second each, without a byte from the engine, until a stream's client gets a comment
+MOST_LOST_TICKS = 5  # without a byte from an engine whose health checks fail as well, until its answer counts as broken
+_MOST_PREFIXES = 256
+_NAMED = frozenset({b"x-request-id"})
+_REPLACED = frozenset({b"x-request-id", b"content-length"})
 _COMMENT = b": keep-alive\n\n"
 _SSE_HEAD = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n"
 )
-# What is between a client and us, not for the engine.
+# What is between a client and us, not for the engine. Its answers must not be compressed, as their ends are looked at.
 _OURS = frozenset(
     {b"host", b"expect", b"content-length", b"authorization", b"x-api-key", b"api-key", b"cookie", b"idempotency-key",
-     b"x-sluice-actor", b"session"}
+     b"x-sluice-actor", b"session", b"x-request-id", b"accept-encoding"}
 )  # fmt: skip
 
 
@@ -55,6 +59,9 @@ class Group:
     service: str | None = None
     port: int | None = None
 
+
+Prefixes = dict[tuple[bytes, str], bytes]
+"""What the head of a request becomes on its way to a replica (host, key), as far as it is the same for all such."""
 
 Explain = Callable[[Group, str | None], Coroutine[Any, Any, OrchestratorError]]
 """Why no replica answers for this service or model: asked only then, because it looks into the database."""
@@ -75,9 +82,9 @@ class Inferences:
     active: "set[Inference]" = field(default_factory=set)
     _turns: Iterator[int] = field(default_factory=itertools.count)
 
-    def begin(self, request: Request, reply: Reply, target: bytes, wanted: Group) -> "Inference":
-        """`target` is what the engine is asked for."""
-        return Inference(self, request, reply, target, wanted)
+    def begin(self, request: Request, reply: Reply, target: bytes, group: Group, prefixes: "Prefixes") -> "Inference":
+        """`target` is what the engine is asked for. `prefixes` belongs to the request's head."""
+        return Inference(self, request, reply, target, group, prefixes)
 
     def candidates(self, asked: Asked, wanted: Group, without: Sequence[Replica]) -> list[Replica]:
         """Those that answer now; resting ones only when all rest."""
@@ -85,18 +92,23 @@ class Inferences:
             group = self.replicas.serving(asked.model)
         else:
             group = self.replicas.named(wanted.service, wanted.port)
-        ready = [r for r in group if r.ready and not r.draining and r not in without]
-        if any(r.resting_until is not None for r in ready):
+        ready = [r for r in group if r.ready and not r.draining]
+        if without:
+            ready = [r for r in ready if r not in without]
+        rested = [r for r in ready if r.resting_until is None]
+        if len(rested) < len(ready):
             now = self.clock()
-            ready = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready
-        return ready
+            rested = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready
+        return rested
 
     def choose(self, candidates: Sequence[Replica], asked: Asked) -> Replica:
         """Raises NotReady when all have as much to do as they may."""
         free = [r for r in candidates if r.in_flight < self.most_in_flight]
         if not free:
             raise NotReady(f"each replica has {self.most_in_flight} requests under way; try again", retry_after=1)
-        return free[POLICIES[free[0].routing].choose(free, asked, next(self._turns)) if len(free) > 1 else 0]
+        if len(free) == 1:
+            return free[0]
+        return free[POLICIES[free[0].routing].choose(free, asked, next(self._turns))]
 
     def tick(self) -> None:
         """Called once a second."""
@@ -107,50 +119,62 @@ class Inferences:
 class Inference:
     """The Exchange of one request, and the Taker of its engines' answers."""
 
-    def __init__(self, all_of_them: Inferences, request: Request, reply: Reply, target: bytes, wanted: Group) -> None:
+    _size = 0
+    _body = b""
+    _asked = Asked(None)
+    _tried: Sequence[Replica] = ()
+    _replica: Replica | None = None
+    _connection: Connection | None = None
+    _task: asyncio.Task[None] | None = None  # connecting, or explaining
+    _reused = False  # the connection had been idle
+    _refusal: tuple[Response, list[bytes]] | None = None  # an error that is being received
+    _spare: tuple[Response, list[bytes]] | None = None  # an error that is the answer if no replica has another
+    _begun = False  # something has been sent to the client, perhaps only comments
+    _passed = False  # something of an engine's answer has
+    _head: bytes | None = None  # of the answer, until its first bytes are here
+    _response: Response | None = None
+    _wrap = False  # the engine's body gets chunks of ours
+    _chunked = False  # the engine's body has chunks of its own
+    _events = False  # the answer is a stream of events
+    _tail: Tail | None = None  # of that stream
+    _held = b""  # what may be the last chunk: passed on when it is clear how the stream has ended
+    _silent = 0  # ticks
+    _over = False
+
+    def __init__(
+        self, all_of_them: Inferences, request: Request, reply: Reply, target: bytes, group: Group, prefixes: Prefixes
+    ) -> None:
         self._all = all_of_them
         self._request = request
         self._reply = reply
         self._target = target
-        self._wanted = wanted
+        self._wanted = group
+        self._prefixes = prefixes
         self._id = request.id
-        self._received: list[bytes] = []
-        self._size = 0
-        self._body = b""
-        self._asked = Asked(None)
-        self._tried: list[Replica] = []
-        self._replica: Replica | None = None
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None  # connecting, or explaining
-        self._reused = False  # the connection had been idle
-        self._refusal: tuple[Response, list[bytes]] | None = None  # an error that is being received
-        self._begun = False  # something has been sent to the client
-        self._head: bytes | None = None  # of the answer, until its first bytes are here
-        self._response: Response | None = None
-        self._wrap = False  # the engine's body gets chunks of ours
-        self._events = False  # the answer is a stream of events
-        self._last = b""  # what the engine sent last
-        self._silent = 0  # ticks
-        self._over = False
+        self._received: list[bytes] = []  # of the body, until all of it is here
 
     # The exchange
 
     def feed(self, data: bytes) -> None:
         self._size += len(data)
-        if self._size <= MOST_BODY:
+        if self._size > MOST_BODY:
+            if not self._over:
+                self._refuse(413, f"the body is longer than {MOST_BODY} bytes")
+        elif self._size == self._request.length and not self._received:
+            self._body = data
+        else:
             self._received.append(data)
-        elif not self._over:
-            self._refuse(413, f"the body is longer than {MOST_BODY} bytes")
 
     def end(self) -> None:
         if self._over:
             return
-        self._body = self._received[0] if len(self._received) == 1 else b"".join(self._received)
-        self._received.clear()
+        if self._received:
+            self._body = b"".join(self._received)
+            self._received.clear()
         try:
-            if self._request.method == b"POST":
-                kind = self._request.header(b"content-type") or b""
-                self._asked = look(kind, self._body, self._request.header(b"session") or b"")
+            if self._request.head.method == b"POST":
+                first = self._request.head.first
+                self._asked = look(first.get(b"content-type", b""), self._body, first.get(b"session", b""))
         except BadRequest as exc:
             if self._wanted.service is None:
                 self._refuse(400, str(exc))
@@ -183,7 +207,7 @@ class Inference:
             self._refuse(429, str(exc), retry_after=exc.retry_after)
             return
         self._replica = replica
-        replica.take(self._all.clock(), self.replica_lost)
+        replica.take(self._all.clock(), self)
         connection = self._all.pool.idle(replica.address)
         if connection is not None:
             self._ask(connection, reused=True)
@@ -206,35 +230,48 @@ class Inference:
         self._ask(connection, reused=False)
 
     def _ask(self, connection: Connection, *, reused: bool) -> None:
-        assert self._replica is not None
+        replica = self._replica
+        assert replica is not None
         self._connection, self._reused = connection, reused
+        prefix = self._prefixes.get((replica.host, replica.key)) or self._new_prefix(replica)
+        method = self._request.head.method
+        if method == b"POST":
+            head = b"%sx-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (prefix, self._id, len(self._body))
+        else:
+            head = b"%sx-request-id: %s\r\n\r\n" % (prefix, self._id)
+        connection.ask(self, head + self._body, to_head=method == b"HEAD")
+
+    def _new_prefix(self, replica: Replica) -> bytes:
+        """The head as the engine gets it, up to what differs from request to request."""
         headers = end_to_end(self._request.headers, _OURS)
-        headers.append((b"host", self._replica.host))
-        if self._replica.key:
-            headers.append((b"authorization", b"Bearer " + self._replica.key.encode()))
-        if self._body or self._request.method == b"POST":
-            headers.append((b"content-length", b"%d" % len(self._body)))
-        head = request_head(self._request.method, self._target, headers)
-        connection.ask(self, head + self._body, to_head=self._request.method == b"HEAD")
+        headers.append((b"host", replica.host))
+        if replica.key:
+            headers.append((b"authorization", b"Bearer " + replica.key.encode()))
+        prefix = request_head(self._request.method, self._target, headers)[:-2]
+        if len(self._prefixes) >= _MOST_PREFIXES:
+            self._prefixes.clear()
+        self._prefixes[replica.host, replica.key] = prefix
+        return prefix
 
     def _failed(self, why: str) -> None:
         """A replica gave no answer, or an error of its own: another one is asked."""
         replica = self._release()
         log.info("replica %s: %s", replica.id, why)
         replica.failed(self._all.clock())
-        self._tried.append(replica)
-        self._connection = self._response = None
+        self._tried = [*self._tried, replica]
+        self._connection = self._response = self._refusal = self._head = self._tail = None
+        self._held = b""
         if self._all.candidates(self._asked, self._wanted, self._tried):
             self._next()
-        elif self._refusal is not None:
-            self._pass_refusal()
+        elif self._spare is not None:
+            self._pass_refusal(*self._spare)
         else:
             self._refuse(502, f"replica {replica.id}: {why}")
 
     def _release(self) -> Replica:
         replica, self._replica = self._replica, None
         assert replica is not None
-        replica.release(self.replica_lost)
+        replica.release(self)
         return replica
 
     async def _explain(self) -> None:
@@ -245,7 +282,7 @@ class Inference:
 
     def replica_lost(self) -> None:
         """The health checks have given the replica up: that bounds how long a request waits for one that hangs."""
-        if self._begun or self._replica is None:
+        if self._passed or self._replica is None:
             return
         problem = self._replica.problem
         if self._task is not None:
@@ -257,46 +294,96 @@ class Inference:
 
     # Answering: the Taker
 
+    def whole(self, response: Response, data: bytes, end: int) -> None:
+        """An answer that is here from its first to its last byte, its head up to `end`."""
+        if response.status != 200 or self._begun or not response.plain or response.named or response.events:
+            self.answered(response, data[:end])
+            if end < len(data):
+                self.data(data[end:])
+            self.done()
+        elif end == len(data) and self._request.head.method == b"POST":
+            self._connection = None
+            self._failed("it answered with nothing")
+        else:
+            self._take_success()
+            self._reply.write(b"%sx-request-id: %s\r\n%s" % (data[: end - 2], self._id, data[end - 2 :]))
+            self._finish()
+
     def answered(self, response: Response, head: bytes) -> None:
         self._response = response
         if response.status >= 400:
             self._refusal = response, []
             return
+        self._take_success()
+        self._chunked = response.chunked
+        self._events = response.events
+        # A stream gets chunks, so that it can be seen to break off; other bodies only where nothing else ends them.
+        self._wrap = not self._chunked and (self._events or self._begun or response.length is None)
+        if self._events:
+            self._tail = Tail(self._target.partition(b"?")[0], chunked=self._chunked)
+        if not self._begun:
+            self._head = self._new_head(response, head)
+
+    def _take_success(self) -> None:
         assert self._replica is not None
-        self._replica.succeeded()
-        self._events = (response.header(b"content-type") or b"").startswith(b"text/event-stream")
-        self._wrap = isinstance(response.extent, Unbounded)
-        if self._begun:  # by comments: the client has a head already, of a body in chunks
-            self._wrap = self._wrap or not isinstance(response.extent, Chunked)
-            return
-        more = [] if response.header(b"x-request-id") else [(b"x-request-id", self._id)]
+        if self._replica.failures:
+            self._replica.succeeded()
+
+    def _new_head(self, response: Response, head: bytes) -> bytes:
+        """The engine's, with the request's id and, in place of a length, the sign that chunks follow."""
+        more = [(b"x-request-id", self._id)]
         if self._wrap:
             more.append((b"transfer-encoding", b"chunked"))
-        self._head = response_head(response, head, *more)
+        return response_head(response, head, *more, without=_REPLACED if self._wrap else _NAMED)
 
     def data(self, data: bytes) -> None:
         if self._refusal is not None:
             self._refusal[1].append(data)
             return
-        self._silent, self._last = 0, data
+        self._silent = 0
+        if self._tail is not None:
+            self._tail.take(data)
+        if self._chunked and (self._events or not self._passed):
+            data = self._hold_end(data)
+            if not data:
+                return
+        self._pass(data)
+
+    def _hold_end(self, data: bytes) -> bytes:
+        """Keep back what looks like the last chunk."""
+        if self._held:
+            data, self._held = self._held + data, b""
+        if data.endswith(LAST_CHUNK):
+            data, self._held = data[: -len(LAST_CHUNK)], LAST_CHUNK
+        return data
+
+    def _pass(self, data: bytes) -> None:
         if self._wrap:
             data = b"%x\r\n%s\r\n" % (len(data), data)
         if self._head is not None:
             data, self._head = self._head + data, None
-        self._begun = True
+        self._begun = self._passed = True
         self._reply.write(data)
 
     def done(self) -> None:
+        self._connection = None
         if self._refusal is not None:
             self._refused()
-            return
-        rest = (self._head or b"") + (b"0\r\n\r\n" if self._wrap else b"")
-        if rest:
-            self._reply.write(rest)
-        self._finish()
+        elif not self._passed and self._must_say_something():
+            self._failed("it answered with nothing")
+        elif self._tail is not None and not self._tail.whole:
+            self._break("its stream ended without its last event")
+        else:
+            rest = (self._head or b"") + (LAST_CHUNK if self._wrap else self._held)
+            if rest:
+                self._reply.write(rest)
+            self._finish()
+
+    def _must_say_something(self) -> bool:
+        return self._request.method == b"POST" and self._response is not None and self._response.status == 200
 
     def broken(self, why: str) -> None:
-        if self._begun:
+        if self._passed:
             self._break(why)
         elif self._reused and self._response is None and self._replica is not None and self._replica.ready:
             self._connection = None
@@ -312,16 +399,18 @@ class Inference:
     def _break(self, why: str) -> None:
         """The answer had begun. A stream of events can still say so; other answers can only be cut."""
         assert self._replica is not None
-        if self._events and b"data: [DONE]" in self._last and self._at_border():
-            self._reply.write(b"0\r\n\r\n")
+        at_border = self._events and self._at_border()
+        if at_border and self._tail is not None and self._tail.said_so:
+            self._reply.write(LAST_CHUNK)
             self._finish()
             return
         self._replica.failed(self._all.clock())
         log.warning("replica %s broke off within its answer: %s", self._replica.id, why)
-        if self._events and self._at_border():
-            begun = b"" if self._last.rstrip(b"\r").endswith((b"\n\n", b"\n\n\r\n")) or not self._last else b"\n\n"
-            self._write_chunk(begun + event(502, f"the model's server broke off: {why}"))
-            self._reply.write(b"0\r\n\r\n")
+        if at_border:
+            text = f"the model's server broke off: {why}"
+            between = self._tail is None or self._tail.between
+            self._write_chunk((b"" if between else b"\n\n") + event(502, text, self._target))
+            self._reply.write(LAST_CHUNK)
             self._finish()
         else:
             self._end()
@@ -329,45 +418,50 @@ class Inference:
 
     def _at_border(self) -> bool:
         """Whether a chunk of ours may follow what the client has."""
-        return self._wrap or self._response is None or self._response.extent.whole
+        return (
+            self._wrap
+            or self._response is None
+            or bool(self._held)
+            or (self._connection is not None and self._connection.between_chunks)
+        )
 
     def _write_chunk(self, data: bytes) -> None:
         self._begun = True
         self._reply.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def _refused(self) -> None:
-        """The engine's error is complete. One of its own (5xx) is another replica's chance."""
-        assert self._refusal is not None
-        if self._refusal[0].status >= 500:
-            self._failed(f"it answered {self._refusal[0].status}")
+        """The engine's error is complete. One of its own (5xx) is another replica's chance, but 501 all would say."""
+        assert self._refusal is not None and self._replica is not None
+        refusal, self._refusal = self._refusal, None
+        if refusal[0].status >= 500 and refusal[0].status != 501:
+            self._spare = refusal
+            self._failed(f"it answered {refusal[0].status}")
         else:
-            if self._replica is not None:
-                self._replica.succeeded()
-            self._pass_refusal()
+            self._replica.succeeded()
+            self._pass_refusal(*refusal)
 
-    def _pass_refusal(self) -> None:
-        assert self._refusal is not None
-        response, pieces = self._refusal
+    def _pass_refusal(self, response: Response, pieces: list[bytes]) -> None:
         body = b"".join(pieces)
-        if isinstance(response.extent, Chunked):
+        if response.chunked:
             content: list[bytes] = []
             Chunked().take(body, 0, content)
             body = b"".join(content)
-        kept = (b"retry-after", b"x-request-id", b"x-should-retry", b"www-authenticate")
+        kept = (b"retry-after", b"retry-after-ms", b"x-should-retry", b"www-authenticate")
         headers = [(name, value) for name, value in response.headers if name in kept and response.status != 401]
-        self._answer_error(response.status, translated(response.status, body), headers)
+        coding = response.header(b"content-encoding") or b""
+        self._answer_error(response.status, translated(response.status, body, coding), headers)
 
     def _refuse(self, status: int, text: str, *, retry_after: int | None = None, code: str | None = None) -> None:
+        param = "model" if code == "model_not_found" else None
         headers = [] if retry_after is None else [(b"retry-after", b"%d" % retry_after)]
-        self._answer_error(status, envelope(status, text, code=code), headers)
+        self._answer_error(status, envelope(status, text, code=code, param=param), headers)
 
     def _answer_error(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         if self._begun:  # by comments
-            self._write_chunk(b"data: %s\n\n" % body)
-            self._reply.write(b"0\r\n\r\n")
+            self._write_chunk(in_a_stream(body, self._target))
+            self._reply.write(LAST_CHUNK)
         else:
-            if not any(name == b"x-request-id" for name, _ in headers):
-                headers.append((b"x-request-id", self._id))
+            headers.append((b"x-request-id", self._id))
             self._reply.write(answer(status, body, headers))
         self._finish()
 
@@ -393,16 +487,26 @@ class Inference:
 
     def tick(self) -> None:
         """A second has passed. The client of a silent stream gets a comment now and then, so that nothing between us
-        takes the connection for dead."""
+        takes the connection for dead. But an engine that neither sends nor passes its health checks is given up."""
         self._silent += 1
-        if self._silent < KEEP_ALIVE_TICKS or not self._asked.stream or self._refusal is not None:
-            return
-        self._silent = 0
+        if self._passed and self._silent >= MOST_LOST_TICKS and self._replica is not None and not self._replica.ready:
+            if self._connection is not None:
+                self._connection.abort()
+            self._break(f"it stopped answering: {self._replica.problem}")
+        elif self._silent % KEEP_ALIVE_TICKS == 0 and self._asked.stream and self._refusal is None:
+            self._comment()
+
+    def _comment(self) -> None:
         if not self._begun:
             head = b"%s%sx-request-id: %s\r\n\r\n" % (status_line(200), _SSE_HEAD, self._id)
             self._reply.write(head)
             self._events = True
-            self._head = None
+            self._adopt()
             self._write_chunk(_COMMENT)
-        elif self._events and self._at_border() and self._last.endswith((b"\n\n", b"\n\n\r\n", b"")):
+        elif self._events and self._at_border() and (self._tail is None or self._tail.between):
             self._write_chunk(_COMMENT)
+
+    def _adopt(self) -> None:
+        """The client has a head of ours, of a body in chunks: an engine's head that is here already is not needed."""
+        self._head = None
+        self._wrap = self._response is not None and not self._chunked

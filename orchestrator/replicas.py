@@ -3,11 +3,11 @@
 import asyncio
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
@@ -23,6 +23,13 @@ MOST_FAILURES = 3  # in a row
 REST = timedelta(seconds=15)
 # Health checks of a replica that has answered: so many time-outs in a row mean that it hangs.
 MOST_SILENT_PROBES = 2
+
+
+class Waiting(Protocol):
+    """Whoever waits for a replica's answer."""
+
+    def replica_lost(self) -> None:
+        """It has stopped answering."""
 
 
 @dataclass
@@ -49,6 +56,7 @@ class Replica:
     ready: bool = False
     problem: str = "the engine has just been started"
     cards: tuple[dict[str, Any], ...] = ()  # what the engine says of its models, each with an `id`
+    models: tuple[str, ...] = ()  # those ids: the names that clients may use
     in_flight: int = 0
     last_used: datetime | None = None
     failures: int = 0  # errors in a row
@@ -57,7 +65,7 @@ class Replica:
     routing: str = DEFAULT  # the policy of its service, see orchestrator.routing
     queue: int = 0  # requests that wait inside the engine, by its own metrics
     lost: asyncio.Event = field(default_factory=asyncio.Event)
-    _waiting: set[Callable[[], None]] = field(default_factory=set)
+    _waiting: "set[Waiting]" = field(default_factory=set)
 
     @property
     def id(self) -> str:
@@ -73,10 +81,8 @@ class Replica:
         host = "127.0.0.1" if self.node == "localhost" else self.node
         return f"http://{host}:{self.port}"
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names that clients may use."""
-        return tuple(card["id"] for card in self.cards)
+    def serves(self, cards: tuple[dict[str, Any], ...]) -> None:
+        self.cards, self.models = cards, tuple(card["id"] for card in cards)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -99,8 +105,8 @@ class Replica:
     def down(self, problem: str) -> None:
         self.ready, self.problem = False, problem
         self.lost.set()
-        for lost in list(self._waiting):
-            lost()
+        for one in list(self._waiting):
+            one.replica_lost()
 
     def succeeded(self) -> None:
         self.failures, self.resting_until = 0, None
@@ -111,15 +117,15 @@ class Replica:
         if self.failures >= MOST_FAILURES:
             self.resting_until = now + REST
 
-    def take(self, now: datetime, lost: Callable[[], None]) -> None:
-        """Count a request until `release`; `lost` is called when the replica stops answering meanwhile."""
+    def take(self, now: datetime, waiting: "Waiting") -> None:
+        """Count a request until `release`. It is told when the replica stops answering meanwhile."""
         self.in_flight += 1
         self.last_used = now
-        self._waiting.add(lost)
+        self._waiting.add(waiting)
 
-    def release(self, lost: Callable[[], None]) -> None:
+    def release(self, waiting: "Waiting") -> None:
         self.in_flight -= 1
-        self._waiting.discard(lost)
+        self._waiting.discard(waiting)
 
     @contextmanager
     def lease(self, now: datetime) -> Iterator["Replica"]:
@@ -244,7 +250,7 @@ async def _ask(client: httpx2.AsyncClient, replica: Replica) -> str:
         answer = await get(replica.models_path)
         if answer.status_code != 200:
             return f"{replica.models_path} answers {answer.status_code}"
-        replica.cards = cards_in(answer.json())
+        replica.serves(cards_in(answer.json()))
         if not replica.cards:
             return f"{replica.models_path} lists no model yet"
     if replica.routing == LEAST_LOADED:

@@ -1,51 +1,80 @@
 """HTTP requests, counted: one plain ASGI class, and the Prometheus series that it feeds."""
 
+import itertools
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator.wire.http1 import Request
 
 OTHER = "other"
 CLIENT_LEFT = 499  # as nginx has it: the client went away before an answer began
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+_NAMES = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+_METHODS: dict[bytes | str, str] = {name: name for name in _NAMES} | {name.encode(): name for name in _NAMES}
 # Seconds to the last byte: from a status to a long answer of a model.
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
-class Traffic:
-    """The series of one process. `label` is the name of what requests are told apart by, beside method and status."""
+class Traffic(Collector):
+    """The series of one process. `label` is the name of what requests are told apart by, beside method and status.
+
+    Counted by ourselves and shown when Prometheus asks: prometheus_client's own counters take a lock for each number.
+    """
 
     def __init__(self, registry: CollectorRegistry, prefix: str, label: str) -> None:
-        names = ("method", label)
-        self._counter = Counter(
-            f"{prefix}_requests", "Requests that have been answered.", (*names, "status"), registry=registry
-        )
-        self._histogram = Histogram(
-            f"{prefix}_request_seconds",
-            "From a request's arrival to the last byte of its answer.",
-            names,
-            buckets=_BUCKETS,
-            registry=registry,
-        )
+        self._prefix, self._labels = prefix, ("method", label)
+        self._requests: dict[tuple[str, str, int], int] = {}
+        self._times: dict[tuple[str, str], _Times] = {}
         self.in_flight = Gauge(f"{prefix}_requests_in_flight", "Requests that are being answered.", registry=registry)
-        self._known: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        registry.register(self)
 
-    def observe(self, method: str, value: str, status: int, seconds: float) -> None:
+    def observe(self, method: bytes | str, value: str, status: int, seconds: float) -> None:
         """Count one request. `value` is that of `label`, one of a few; strange methods are one."""
-        key = (method if method in _METHODS else OTHER, value, status)
-        if key not in self._known:
-            self._known[key] = self._counter.labels(*key[:2], str(status)), self._histogram.labels(*key[:2])
-        counter, histogram = self._known[key]
-        counter.inc()
-        histogram.observe(seconds)
+        name = _METHODS.get(method, OTHER)
+        key = name, value, status
+        self._requests[key] = self._requests.get(key, 0) + 1
+        times = self._times.get((name, value))
+        if times is None:
+            times = self._times[name, value] = _Times()
+        times.buckets[bisect_left(_BUCKETS, seconds)] += 1
+        times.seconds += seconds
 
     def observe_request(self, request: Request, status: int, seconds: float) -> None:
         """Count a request that a `wire.server.Server` has answered, unless it left that to `Counted`."""
         if request.kind:
-            self.observe(request.method.decode("latin-1"), request.kind, status, seconds)
+            self.observe(request.head.method, request.kind, status, seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry."""
+        counted = CounterMetricFamily(
+            f"{self._prefix}_requests", "Requests that have been answered.", labels=(*self._labels, "status")
+        )
+        for (method, value, status), number in self._requests.items():
+            counted.add_metric((method, value, str(status)), number)
+        timed = HistogramMetricFamily(
+            f"{self._prefix}_request_seconds",
+            "From a request's arrival to the last byte of its answer.",
+            labels=self._labels,
+        )
+        for (method, value), times in self._times.items():
+            bounds = [*(str(float(bound)) for bound in _BUCKETS), "+Inf"]
+            below = list(zip(bounds, itertools.accumulate(times.buckets), strict=True))
+            timed.add_metric((method, value), below, times.seconds)
+        yield counted
+        yield timed
+
+
+class _Times:
+    __slots__ = ("buckets", "seconds")
+
+    def __init__(self) -> None:
+        self.buckets = [0] * (len(_BUCKETS) + 1)
+        self.seconds = 0.0
 
 
 class Counted:

@@ -7,7 +7,7 @@ import asyncio
 from typing import cast
 
 from orchestrator.wire import Exchange
-from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Chunked, Extent, Malformed, Request, Sized, parse_request
+from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Chunked, Extent, Malformed, Request, Sized
 from orchestrator.wire.mux import PROTOCOL, ServingSession
 from orchestrator.wire.server import CLIENT_LEFT, Server
 from orchestrator.wire.unchunked import Unchunked
@@ -101,15 +101,26 @@ class Front(asyncio.Protocol):
             return
         self._ahead = b""
         try:
-            request = parse_request(data[:end])
+            request = self._server.heads.request(data[:end])
         except Malformed as exc:
             self._refuse("", 400, str(exc))
             return
-        rest = data[end:]
         if self._server.muxed and request.header(b"upgrade") == PROTOCOL:
-            self._upgrade(rest)
+            self._upgrade(data[end:])
+        elif request.length == len(data) - end and request.head.minor:
+            self._begin_whole(request, data[end:])
         else:
-            self._begin(request, rest)
+            self._begin(request, data[end:])
+
+    def _begin_whole(self, request: Request, body: bytes) -> None:
+        """A request that is here from its first to its last byte, which is the rule."""
+        self._request, self._exchange, self._began = request, None, self._since
+        self._status, self._answered = 0, False
+        self._exchange = exchange = self._server.begin(request, self)
+        if body and not self._answered:
+            exchange.feed(body)
+        if not self._answered:
+            exchange.end()
 
     def _begin(self, request: Request, rest: bytes) -> None:
         self._request, self._exchange, self._began = request, None, self._time()
@@ -125,10 +136,10 @@ class Front(asyncio.Protocol):
                 return
         elif rest:
             self._take_ahead(rest)
-        reply = self if request.minor else Unchunked(self, to_head=request.method == b"HEAD")
+        reply = self if request.head.minor else Unchunked(self, to_head=request.method == b"HEAD")
         self._exchange = self._server.begin(request, reply)
         self._pass_on(pieces)
-        if self._extent is not None and not rest and (request.header(b"expect") or b"").lower() == b"100-continue":
+        if self._extent is not None and not rest and request.head.expects:
             self.transport.write(_CONTINUE)
 
     def _measure(self, data: bytes, pieces: list[bytes]) -> None:

@@ -13,6 +13,9 @@ from uvicorn.server import ServerState
 from orchestrator.wire import Reply
 from orchestrator.wire.http1 import HEAD_END, Extent, Request, end_to_end, parse_response, request_head, response_head
 
+_OURS = frozenset({b"expect", b"content-length", b"x-request-id"})
+_WITH_BODY = (b"POST", b"PUT", b"PATCH")
+
 
 class Application:
     """An ASGI application as uvicorn has loaded it. `state` is what its lifespan has yielded."""
@@ -38,8 +41,12 @@ class Hosted(asyncio.Transport):
         self._over = False
         protocol.connection_made(self)
         self._id = request.id
-        framing = [(b"transfer-encoding", b"chunked")] if self._chunked else []
-        headers = end_to_end(request.headers, frozenset({b"expect"})) + framing
+        headers = end_to_end(request.headers, _OURS)
+        headers.append((b"x-request-id", request.id))
+        if self._chunked:
+            headers.append((b"transfer-encoding", b"chunked"))
+        elif request.length or request.method in _WITH_BODY:
+            headers.append((b"content-length", b"%d" % (request.length or 0)))
         protocol.data_received(request_head(request.method, request.target, headers))
 
     # The exchange
@@ -85,8 +92,8 @@ class Hosted(asyncio.Transport):
         end = self._head.find(HEAD_END) + len(HEAD_END)
         if end >= len(HEAD_END):
             response = parse_response(self._head[:end], to_head=self._to_head)
-            self._extent = response.extent
-            mine = () if response.header(b"x-request-id") else ((b"x-request-id", self._id),)
+            self._extent = response.extent()
+            mine = () if response.named else ((b"x-request-id", self._id),)
             return response_head(response, self._head[:end], *mine) + self._head[end:]
         return self._head
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import httptools
 
@@ -33,27 +33,27 @@ class Malformed(Exception):
     """What was received is not HTTP/1.1 as we take it."""
 
 
-class Request:
-    """The head of a request. Names of headers are in lower case; `target` is raw, as in the request line.
+class Head:
+    """What a request's head says, apart from the length of its body. Shared by all requests with the same head.
 
-    `kind` is what a handler says that it is, for the metrics; `id` the one in its X-Request-Id, else one of ours.
+    Names of headers are in lower case; `target` is raw, as in the request line. `memo` is for whoever handles such
+    requests: what it has concluded from the head, to be found again.
     """
 
-    __slots__ = ("headers", "id", "keep_alive", "kind", "length", "method", "minor", "target")
+    __slots__ = ("chunked", "expects", "first", "headers", "keep_alive", "memo", "method", "minor", "target")
 
     method: bytes
     target: bytes
     minor: int  # 0 for HTTP/1.0, else 1
     keep_alive: bool
-    length: int | None  # of the body; None when it comes in chunks
+    chunked: bool
+    expects: bool  # a "100 Continue" before it sends the body
+    first: dict[bytes, bytes]  # the first value of each header
     headers: Headers
-    kind: str
-    id: bytes
 
     def __init__(self) -> None:
         self.headers = []
-        self.kind = ""
-        self.id = b""
+        self.memo: Any = None
 
     def on_url(self, url: bytes) -> None:
         self.target = url
@@ -61,25 +61,114 @@ class Request:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value.rstrip(b" \t")))
 
+
+class Request:
+    """One request: its head, and the `length` of its body, None when it comes in chunks.
+
+    `id` is the one in its X-Request-Id, else one of ours; `kind` what a handler says that it is, for the metrics.
+    """
+
+    __slots__ = ("head", "id", "keep_alive", "kind", "length")
+
+    def __init__(self, head: Head, length: int | None, identity: bytes = b"") -> None:
+        self.head = head
+        self.length = length
+        self.id = identity
+        self.kind = ""
+        self.keep_alive = head.keep_alive
+
+    @property
+    def method(self) -> bytes:
+        return self.head.method
+
+    @property
+    def target(self) -> bytes:
+        return self.head.target
+
+    @property
+    def minor(self) -> int:
+        return self.head.minor
+
+    @property
+    def headers(self) -> Headers:
+        return self.head.headers
+
     def header(self, name: bytes) -> bytes | None:
         """The first value of a header."""
-        for known, value in self.headers:
-            if known == name:
-                return value
-        return None
+        return self.head.first.get(name)
 
     @property
     def path(self) -> str:
         """Raw: still percent-encoded, without the query."""
-        return self.target.partition(b"?")[0].decode("latin-1")
+        return self.head.target.partition(b"?")[0].decode("latin-1")
 
 
-def parse_request(head: bytes) -> Request:
+class Heads:
+    """Heads that have been parsed, so that the next request with the same one costs a look-up.
+
+    Of one client's requests often nothing differs but the length of the body, which is therefore left out of the key.
+    """
+
+    def __init__(self) -> None:
+        self._measured: dict[bytes, Head] = {}
+        self._others: dict[bytes, Head] = {}
+        self._answers: dict[bytes, Response] = {}
+
+    def request(self, raw: bytes) -> Request:
+        """As `parse_request`."""
+        length = _LENGTH_LINE.search(raw)
+        if length is None:
+            known, key = self._others, raw
+        else:
+            known, key = self._measured, raw[: length.start(1)] + raw[length.end(1) :]
+        head = known.get(key)
+        if head is None:
+            request = parse_request(raw)
+            _keep(known, key, request.head)
+            return request
+        if length is not None:
+            return Request(head, int(length[1]))
+        return Request(head, None if head.chunked else 0)
+
+    def template(self, raw: bytes, length: int | None, identity: bytes) -> Request:
+        """A head that comes without the length of the body and the request's id."""
+        head = self._others.get(raw)
+        if head is None:
+            head = parse_request(raw).head
+            _keep(self._others, raw, head)
+        return Request(head, length, identity)
+
+    def response(self, raw: bytes, *, to_head: bool) -> "Response":
+        """As `parse_response`."""
+        if to_head:
+            return parse_response(raw, to_head=True)
+        response = self._answers.get(raw)
+        if response is None:
+            response = parse_response(raw)
+            _keep(self._answers, raw, response)
+        return response
+
+
+_LENGTH_LINE = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
+_MOST_KEPT = 512  # heads
+_LONGEST_KEPT = 4096  # bytes
+
+T = TypeVar("T")
+
+
+def _keep(known: dict[bytes, T], key: bytes, value: T) -> None:
+    if len(known) >= _MOST_KEPT:
+        known.clear()
+    if len(key) <= _LONGEST_KEPT:
+        known[key] = value
+
+
+def parse_request(raw: bytes) -> Request:
     """A complete head, the empty line included. Raises Malformed."""
-    request = Request()
-    parser = httptools.HttpRequestParser(request)
+    head = Head()
+    parser = httptools.HttpRequestParser(head)
     try:
-        parser.feed_data(head)
+        parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
         pass  # an offer, which nobody has to take
     except httptools.HttpParserError as exc:
@@ -87,30 +176,32 @@ def parse_request(head: bytes) -> Request:
     version = parser.get_http_version()
     if version not in ("1.0", "1.1"):
         raise Malformed(f"This is no valid HTTP/1.1 request: it is one of HTTP/{version}")
-    request.method, request.minor = parser.get_method(), int(version[-1])
-    request.keep_alive = request.minor == 1 and not _closes(request.headers)
-    request.length = _request_length(request)
-    return request
+    head.method, head.minor = parser.get_method(), int(version[-1])
+    head.keep_alive = head.minor == 1 and not _closes(head.headers)
+    head.first = dict(reversed(head.headers))
+    head.expects = head.first.get(b"expect", b"").lower() == b"100-continue"
+    length = _request_length(head)
+    head.chunked = length is None
+    return Request(head, length)
 
 
-def _request_length(request: Request) -> int | None:
+def _request_length(head: Head) -> int | None:
     length = 0
-    for name, value in request.headers:
+    for name, value in head.headers:
         if name == b"content-length":
             length = _number(value)
         elif name == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
                 raise Malformed(f"This is no valid HTTP/1.1 request: its transfer coding is {value[:100]!r}")
-            if request.minor == 0:
+            if head.minor == 0:
                 raise Malformed("This is no valid HTTP/1.1 request: HTTP/1.0 knows no chunks")
             return None
     return length
 
 
 def _closes(headers: Headers) -> bool:
-    return any(
-        b"close" in value.lower().replace(b" ", b"").split(b",") for name, value in headers if name == b"connection"
-    )
+    said = (value.lower().replace(b" ", b"").split(b",") for name, value in headers if name == b"connection")
+    return any(b"close" in words for words in said)
 
 
 def _number(value: bytes) -> int:
@@ -128,6 +219,12 @@ def request_head(method: bytes, target: bytes, headers: Iterable[tuple[bytes, by
     return b"".join(lines)
 
 
+def whole_head(template: bytes, request: Request) -> bytes:
+    """A head with the length of the request's body, and its id."""
+    length = b"content-length: %d\r\n" % request.length if request.length else b""
+    return b"%s%sx-request-id: %s\r\n\r\n" % (template[:-2], length, request.id)
+
+
 def end_to_end(headers: Headers, without: frozenset[bytes] = frozenset()) -> Headers:
     """The headers that may be passed on, less those of `without`."""
     dropped = HOP_BY_HOP | without
@@ -138,14 +235,21 @@ def end_to_end(headers: Headers, without: frozenset[bytes] = frozenset()) -> Hea
 
 
 class Response:
-    """The head of a response. `extent` measures its body."""
+    """The head of a response. Shared by all responses with the same head: never changed.
 
-    __slots__ = ("extent", "headers", "keep_alive", "status")
+    `length` is that of the body, -1 when it comes in chunks, None when it ends with the connection. `plain`: the head
+    can be passed on as it came.
+    """
+
+    __slots__ = ("events", "headers", "keep_alive", "length", "named", "plain", "status")
 
     status: int
     keep_alive: bool  # whether the connection can be used again after the body
     headers: Headers
-    extent: "Extent"
+    length: int | None
+    plain: bool
+    named: bool  # it has an X-Request-Id
+    events: bool  # the body is a stream of events that can be read
 
     def __init__(self) -> None:
         self.headers = []
@@ -159,48 +263,69 @@ class Response:
                 return value
         return None
 
+    @property
+    def chunked(self) -> bool:
+        return self.length == CHUNKED
 
-def parse_response(head: bytes, *, to_head: bool = False) -> Response:
+    def extent(self) -> "Extent":
+        """Measures one body of such a response."""
+        if self.length is None:
+            return Unbounded()
+        return Chunked() if self.length == CHUNKED else Sized(self.length)
+
+
+CHUNKED = -1
+
+
+def parse_response(raw: bytes, *, to_head: bool = False) -> Response:
     """A complete head, the empty line included. `to_head`: the request was a HEAD. Raises Malformed."""
     response = Response()
     parser = httptools.HttpResponseParser(response)
     try:
-        parser.feed_data(head)
+        parser.feed_data(raw)
     except httptools.HttpParserUpgrade:
         pass
     except httptools.HttpParserError as exc:
         raise Malformed(f"the answer is not valid HTTP/1.1: {exc}") from exc
     response.status = parser.get_status_code()
-    response.extent = _response_extent(response, to_head)
-    bounded = not isinstance(response.extent, Unbounded)
-    response.keep_alive = bounded and parser.get_http_version() == "1.1" and not _closes(response.headers)
+    response.length = _response_length(response, to_head)
+    names = {name for name, _ in response.headers}
+    response.plain = raw.startswith(b"HTTP/1.1 ") and names.isdisjoint(_HOPS)
+    response.named = b"x-request-id" in names
+    kind = (response.header(b"content-type") or b"").lower()
+    response.events = kind.startswith(b"text/event-stream") and b"content-encoding" not in names
+    again = response.length is not None and parser.get_http_version() == "1.1"
+    response.keep_alive = again and not _closes(response.headers)
     return response
 
 
-def response_head(response: Response, head: bytes, *more: tuple[bytes, bytes]) -> bytes:
-    """A head as it is passed on, with `more` headers: as it came, less what ends at this hop."""
+def response_head(
+    response: Response, raw: bytes, *more: tuple[bytes, bytes], without: frozenset[bytes] = frozenset()
+) -> bytes:
+    """A head as it is passed on, with `more` headers: as it came, less what ends at this hop and those of `without`."""
     added = b"".join(b"%s: %s\r\n" % header for header in more)
-    if head.startswith(b"HTTP/1.1 ") and not any(name in _HOPS for name, _ in response.headers):
-        return b"%s%s\r\n" % (head[:-2], added)
+    if response.plain and not any(name in without for name, _ in response.headers):
+        return b"%s%s\r\n" % (raw[:-2], added)
+    dropped = _HOPS | without
     lines = [status_line(response.status)]
     for name, value in response.headers:
-        if name not in _HOPS:
+        if name not in dropped:
             lines += (name, b": ", value, b"\r\n")
     return b"".join((*lines, added, b"\r\n"))
 
 
-def _response_extent(response: Response, to_head: bool) -> "Extent":
+def _response_length(response: Response, to_head: bool) -> int | None:
     if to_head or response.status in (204, 304) or response.status < 200:
-        return Sized(0)
-    extent: Extent | None = None
+        return 0
+    length: int | None = None
     for name, value in response.headers:
         if name == b"transfer-encoding":
             if value.strip().lower() != b"chunked":
                 raise Malformed(f"the answer has Transfer-Encoding {value[:100]!r}")
-            return Chunked()
+            return CHUNKED
         if name == b"content-length":
-            extent = Sized(_number(value))
-    return extent or Unbounded()
+            length = _number(value)
+    return length
 
 
 class Extent(Protocol):

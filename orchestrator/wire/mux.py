@@ -3,7 +3,8 @@
 A frame is a header of 9 bytes — length of the payload (u32), number of the stream (u32), kind (u8), network order — and
 the payload. The client side opens streams, with numbers that only grow; each carries one request and its answer:
 
-    OPEN     the request's head, as HTTP/1.1 text, and perhaps the first of its body
+    OPEN     the length of the request's body (i64, -1 when it is not known), the length of its id (u8), the id, and
+             the head without these two, as HTTP/1.1 text: the same for many requests, so it is parsed once
     DATA     more of the request's body, or of the answer; the answer begins with its head, as HTTP/1.1 text
     CREDIT   u32: so many bytes more of DATA may be sent on this stream
     RESET    the client has left, or the answer broke off; the payload says why
@@ -19,7 +20,7 @@ import struct
 from typing import cast
 
 from orchestrator.wire import Exchange, Reply
-from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Malformed, Request, parse_request
+from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Malformed, Request
 from orchestrator.wire.server import CLIENT_LEFT, Server
 
 PROTOCOL = b"sluicegate-mux/1"
@@ -30,6 +31,7 @@ _END = 0x10
 _OPEN, _DATA, _CREDIT, _RESET, _PING, _PONG = range(6)
 _HEADER = struct.Struct("!IIB")
 _U32 = struct.Struct("!I")
+_OPENING = struct.Struct("!qB")
 _MOST_CONTROL = MOST_HEAD + WINDOW  # payload of a frame that is not DATA
 _GRANT = WINDOW // 4  # bytes that are taken before their credit is given back
 _WRITE_BUFFER = 1024 * 1024
@@ -178,18 +180,18 @@ class Served(_Stream):
         self._status = 0
 
     def begin(self, payload: bytes) -> None:
-        end = payload.find(HEAD_END) + len(HEAD_END)
         try:
-            self._request = parse_request(payload[:end])
-        except Malformed as exc:
+            length, size = _OPENING.unpack_from(payload)
+            behind = _OPENING.size + size
+            identity, template = payload[_OPENING.size : behind], payload[behind:]
+            self._request = self._server.heads.template(template, None if length < 0 else length, identity)
+        except (Malformed, struct.error) as exc:
             self._close()
             self._session.send(_RESET, self._id, str(exc).encode())
             return
         exchange = self._server.begin(self._request, self)
         if not self._closed:
             self._exchange = exchange
-            if end < len(payload):
-                self.received(payload[end:])
 
     def write(self, data: bytes) -> None:
         if not self._status:
@@ -247,7 +249,8 @@ class _Session(asyncio.Protocol):
         self.full = False  # the connection does not take more for now
         self.loop = loop
         self._out: list[bytes] = []  # header, payload, header, payload, …
-        self._last = 0  # the stream of the last frame in `_out`
+        self._last = 0  # the stream of the last frame in `_out`, and where that frame is
+        self._frame_at = self._last_kind = self._last_size = 0
         self._rest = b""  # of a frame that is not complete
         self._kind = 0  # of the DATA frame whose payload is coming
         self._stream = 0
@@ -255,19 +258,20 @@ class _Session(asyncio.Protocol):
 
     # Out
 
-    def send(self, kind: int, stream: int, payload: bytes) -> None:
+    def send(self, kind: int, stream: int, *payload: bytes) -> None:
         if not self._out:
             self.loop.call_soon(self._flush)
-        self._out += (_HEADER.pack(len(payload), stream, kind), payload)
-        self._last = stream
+        size = len(payload[0]) if len(payload) == 1 else sum(map(len, payload))
+        self._last, self._frame_at = stream, len(self._out)
+        self._last_kind, self._last_size = kind, size
+        self._out += (_HEADER.pack(size, stream, kind), *payload)
 
     def send_end(self, stream: int) -> None:
         """End a direction of a stream: with its last frame, if that is still here."""
-        if self._out and self._last == stream:
-            length, _, kind = _HEADER.unpack(self._out[-2])
-            if kind in (_OPEN, _DATA):
-                self._out[-2] = _HEADER.pack(length, stream, kind | _END)
-                return
+        if self._out and self._last == stream and self._last_kind in (_OPEN, _DATA):
+            self._out[self._frame_at] = _HEADER.pack(self._last_size, stream, self._last_kind | _END)
+            self._last_kind |= _END
+            return
         self.send(_DATA | _END, stream, b"")
 
     def _flush(self) -> None:
@@ -395,12 +399,14 @@ class AskingSession(_Session):
         if rest:
             super().data_received(rest)
 
-    def open(self, head: bytes, reply: Reply) -> Stream:
-        """Send a request's head; the Exchange for the rest of it."""
+    def open(self, request: Request, head: bytes, reply: Reply) -> Stream:
+        """Send a request's head, without the length of its body and its id; the Exchange for the body."""
         self._number += 1
         stream = Stream(self, self._number, reply)
         self.streams[self._number] = stream
-        self.send(_OPEN, self._number, head)
+        identity = request.id[:255]
+        opening = _OPENING.pack(-1 if request.length is None else request.length, len(identity))
+        self.send(_OPEN, self._number, opening, identity, head)
         return stream
 
     def ping(self) -> int:

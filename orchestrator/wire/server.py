@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.wire import Exchange, Handle, Reply
-from orchestrator.wire.http1 import Request
+from orchestrator.wire.http1 import Heads, Request
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Server:
     observe: Callable[[Request, int, float], None]
     muxed: bool = False
     timeouts: Timeouts = Timeouts()
+    heads: Heads = field(default_factory=Heads)
     tick: Callable[[], None] = lambda: None  # once a second
     registry: set[Any] = field(default_factory=set)  # uvicorn's, for whom to ask to end
     in_flight: int = 0  # requests that are being answered
@@ -64,7 +65,8 @@ class Server:
 
     def begin(self, request: Request, reply: Reply) -> Exchange:
         """Hand a request over. What fails in an unforeseen way is answered too."""
-        request.id = request.header(b"x-request-id") or b"%s-%x" % (self._prefix, next(self._numbers))
+        if not request.id:
+            request.id = request.head.first.get(b"x-request-id") or b"%s-%x" % (self._prefix, next(self._numbers))
         self.in_flight += 1
         try:
             return self.handle(request, reply)

@@ -1,7 +1,7 @@
 """Answers for HTTP/1.0 clients, who do not know chunks: ab, and nginx in front of us as it is configured by default."""
 
 from orchestrator.wire import Reply
-from orchestrator.wire.http1 import HEAD_END, Chunked, Extent, parse_response, status_line
+from orchestrator.wire.http1 import HEAD_END, Extent, parse_response, status_line
 
 
 class Unchunked:
@@ -23,8 +23,8 @@ class Unchunked:
                 return
             data, head = self._head[end:], self._head[:end]
             response = parse_response(head, to_head=self._to_head)
-            self._extent = response.extent
-            if isinstance(self._extent, Chunked):
+            self._extent = response.extent()
+            if response.chunked:
                 lines = [status_line(response.status), b"connection: close\r\n"]
                 for name, value in response.headers:
                     if name not in (b"transfer-encoding", b"connection"):

@@ -11,12 +11,13 @@ from orchestrator.wire.http1 import (
     HEAD_END,
     MOST_HEAD,
     Extent,
+    Heads,
     Malformed,
     Request,
     Response,
     Unbounded,
-    parse_response,
     response_head,
+    whole_head,
 )
 
 IDLE_SECONDS = 4.0  # below the 5 s after which uvicorn, and so vLLM, closes an idle connection
@@ -29,6 +30,9 @@ class Taker(Protocol):
 
     def answered(self, response: Response, head: bytes) -> None:
         """The head of the answer, parsed and as it came."""
+
+    def whole(self, response: Response, data: bytes, end: int) -> None:
+        """An answer that came in one piece, in place of all other calls: its head up to `end`, then its body."""
 
     def data(self, data: bytes) -> None:
         """Bytes of the body in its framing, as they came."""
@@ -53,7 +57,7 @@ class Connection(asyncio.Protocol):
         self._address = address
         self._taker: Taker | None = None
         self._to_head = False
-        self._head: bytes | None = b""  # of the answer; None once it is complete
+        self._head = b""  # what has come of the answer's head
         self._extent: Extent | None = None
         self._keep = False
         self._paused = False
@@ -106,8 +110,8 @@ class Connection(asyncio.Protocol):
             self._break(str(exc))
 
     def _take_head(self, taker: Taker, data: bytes) -> None:
-        data = self._head + data if self._head else data
-        self._head = b""
+        if self._head:
+            data, self._head = self._head + data, b""
         while True:
             end = data.find(HEAD_END) + len(HEAD_END)
             if end < len(HEAD_END):
@@ -115,16 +119,22 @@ class Connection(asyncio.Protocol):
                     raise Malformed(f"the head of the answer is longer than {MOST_HEAD} bytes")
                 self._head = data
                 return
-            response = parse_response(data[:end], to_head=self._to_head)
+            response = self._pool.heads.response(data[:end], to_head=self._to_head)
             if response.status >= 200:
                 break
             if response.status == 101:
                 raise Malformed("the engine changed the protocol")
             data = data[end:]  # an interim answer is for this hop
-        self._extent, self._keep, self.fresh = response.extent, response.keep_alive, False
+        self._keep, self.fresh = response.keep_alive, False
+        if response.length == len(data) - end:
+            self._taker = None
+            self._let_go(surplus=False)
+            taker.whole(response, data, end)
+            return
+        self._extent = extent = response.extent()
         taker.answered(response, data[:end])
         if self._taker is taker:
-            self._take_body(taker, data[end:], response.extent)
+            self._take_body(taker, data[end:], extent)
 
     def _take_body(self, taker: Taker, data: bytes, extent: Extent) -> None:
         end = extent.take(data)
@@ -138,12 +148,21 @@ class Connection(asyncio.Protocol):
         if self._taker is not taker:
             return
         self._taker = None
+        self._let_go(surplus=surplus)
+        taker.done()
+
+    def _let_go(self, *, surplus: bool) -> None:
+        """The answer is complete: the connection waits for the next request, if it can be trusted with one."""
         if surplus or not self._keep:
             self.transport.abort()
         else:
             self.resume()
             self._pool.give_back(self._address, self)
-        taker.done()
+
+    @property
+    def between_chunks(self) -> bool:
+        """Nothing of a chunk is outstanding."""
+        return self._extent is None or self._extent.whole
 
     def eof_received(self) -> bool:
         return False
@@ -183,6 +202,7 @@ class Pool:
         self._open = open_connection
         self._connect_seconds = connect_seconds
         self._idle: dict[tuple[str, int], deque[Connection]] = {}
+        self.heads = Heads()
 
     def idle(self, address: tuple[str, int]) -> Connection | None:
         """One that can be used at once; the youngest, because the oldest may be closing."""
@@ -231,11 +251,12 @@ class Asked:
     """The Exchange of one request that is passed on over a connection of its own, as plain HTTP, and its Taker."""
 
     def __init__(self, pool: Pool, address: tuple[str, int], request: Request, head: bytes, reply: Reply) -> None:
+        """`head` is without the length of the body and the request's id."""
         self._reply = reply
         self._chunked = request.length is None
         self._to_head = request.method == b"HEAD"
         self._connection: Connection | None = None
-        self._out: list[bytes] = [head]  # until there is a connection
+        self._out: list[bytes] = [whole_head(head, request)]  # until there is a connection
         self._task: asyncio.Task[None] | None = asyncio.create_task(self._connect(pool, address))
 
     async def _connect(self, pool: Pool, address: tuple[str, int]) -> None:
@@ -276,6 +297,10 @@ class Asked:
     def resume(self) -> None:
         if self._connection is not None:
             self._connection.resume()
+
+    def whole(self, response: Response, data: bytes, end: int) -> None:
+        self._reply.write(response_head(response, data[:end]) + data[end:])
+        self.done()
 
     def answered(self, response: Response, head: bytes) -> None:
         self._reply.write(response_head(response, head))

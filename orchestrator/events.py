@@ -1,0 +1,47 @@
+"""Where a stream of events stands, told by its last bytes. Pure.
+
+Nothing is parsed on the way: the last bytes are kept, and looked at when a stream falls silent, breaks off or ends.
+"""
+
+import re
+
+LAST_CHUNK = b"0\r\n\r\n"
+_KEPT = 256  # bytes: the end of an event, also where each of its bytes is a chunk of its own
+_BETWEEN_CHUNKS = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:;[^\r\n]*)?\r\n")
+_BORDERS = (b"\n\n", b"\r\n\r\n", b"\r\r")
+_DONE = re.compile(rb"data: ?\[DONE\]\s*\Z")
+_STOPPED = re.compile(rb'(?:"message_stop"\s*}|data: ?\[DONE\])\s*\Z')
+_ENDS = {b"/v1/chat/completions": _DONE, b"/v1/completions": _DONE, b"/v1/messages": _STOPPED}
+
+
+class Tail:
+    """The end of a stream so far. `path`: what was asked for; `chunked`: whether the pieces are chunks with framing."""
+
+    __slots__ = ("_chunked", "_last", "_sign")
+
+    def __init__(self, path: bytes, *, chunked: bool) -> None:
+        self._sign = _ENDS.get(path)
+        self._chunked = chunked
+        self._last = b"\r\n" if chunked else b""  # as behind a chunk
+
+    def take(self, data: bytes) -> None:
+        self._last = data if len(data) >= _KEPT else (self._last + data)[-_KEPT:]
+
+    def _content(self) -> bytes:
+        last = self._last[-_KEPT:]
+        return _BETWEEN_CHUNKS.sub(b"", last)[:-2] if self._chunked else last
+
+    @property
+    def between(self) -> bool:
+        """No event is half sent. To be asked between two chunks."""
+        content = self._content()
+        return not content or content.endswith(_BORDERS)
+
+    @property
+    def whole(self) -> bool:
+        """The engine has said that this was all; True where streams have no such sign."""
+        return self._sign is None or self.said_so
+
+    @property
+    def said_so(self) -> bool:
+        return self._sign is not None and self._sign.search(self._content()) is not None
