@@ -37,8 +37,9 @@ class Door:
             passed = request.head.memo = Passed(request.kind, path, self._outgoing(request, path))
         else:
             request.kind = passed.kind
-        if self._trunk.up and request.head.method not in REPEATABLE:
-            return self._trunk.begin(request, passed.head, reply)
+        session = self._trunk.session
+        if session is not None and request.head.method not in REPEATABLE:
+            return session.open(request, passed.head, reply)
         return self._trunk.exchange(request, passed.head, reply, functools.partial(self._unreached, request))
 
     def _answered(self, request: Request, reply: Reply, path: str) -> Exchange | None:

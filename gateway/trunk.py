@@ -36,9 +36,14 @@ class Trunk:
         self._ticks = 0
 
     @property
+    def session(self) -> AskingSession | None:
+        """The connection for all requests, while it is open."""
+        session = self._session
+        return None if session is None or session.over else session
+
+    @property
     def up(self) -> bool:
-        plain = self._plain and self._link.status.state is LinkState.UP
-        return plain or (self._session is not None and not self._session.closed.done())
+        return self.session is not None or (self._plain and self._link.status.state is LinkState.UP)
 
     def exchange(self, request: Request, head: bytes, reply: Reply, refuse: "Refuse") -> Exchange:
         """Send a request with this head, without the length of its body and its id. `refuse` answers when there is no
@@ -49,8 +54,8 @@ class Trunk:
 
     def begin(self, request: Request, head: bytes, reply: Reply) -> Exchange:
         """The same, on what is open now."""
-        if self._session is not None and not self._session.closed.done():
-            return self._session.open(request, head, reply)
+        if (session := self.session) is not None:
+            return session.open(request, head, reply)
         return Asked(self._pool, _ADDRESS, request, head, reply)
 
     async def opened(self) -> None:
@@ -86,8 +91,8 @@ class Trunk:
         self._ticks += 1
         if self._plain and self._ticks >= _PLAIN_TICKS:
             self._plain = False
-        session = self._session
-        if session is None or session.closed.done() or self._ticks % _PING_TICKS:
+        session = self.session
+        if session is None or self._ticks % _PING_TICKS:
             return
         if session.ping() >= _MOST_UNANSWERED:
             log.warning("the orchestrator has not answered %d pings; connecting again", _MOST_UNANSWERED)

@@ -3,8 +3,9 @@
 A frame is a header of 9 bytes — length of the payload (u32), number of the stream (u32), kind (u8), network order — and
 the payload. The client side opens streams, with numbers that only grow; each carries one request and its answer:
 
-    OPEN     the length of the request's body (i64, -1 when it is not known), the length of its id (u8), the id, and
-             the head without these two, as HTTP/1.1 text: the same for many requests, so it is parsed once
+    OPEN     the length of the request's body (i64, -1 when it is not known), the lengths of its id (u8) and head (u32),
+             the id, the head without these two, as HTTP/1.1 text (the same for many requests, so it is parsed once),
+             and the first of the body
     DATA     more of the request's body, or of the answer; the answer begins with its head, as HTTP/1.1 text
     CREDIT   u32: so many bytes more of DATA may be sent on this stream
     RESET    the client has left, or the answer broke off; the payload says why
@@ -31,8 +32,9 @@ _END = 0x10
 _OPEN, _DATA, _CREDIT, _RESET, _PING, _PONG = range(6)
 _HEADER = struct.Struct("!IIB")
 _U32 = struct.Struct("!I")
-_OPENING = struct.Struct("!qB")
-_MOST_CONTROL = MOST_HEAD + WINDOW  # payload of a frame that is not DATA
+_OPENING = struct.Struct("!qBI")
+_MOST_EXTENDED = MOST_HEAD + 1024  # of an OPEN frame before its body
+_MOST_CONTROL = _MOST_EXTENDED + WINDOW  # payload of a frame that is not DATA
 _GRANT = WINDOW // 4  # bytes that are taken before their credit is given back
 _WRITE_BUFFER = 1024 * 1024
 
@@ -48,16 +50,15 @@ class BrokenSession(Exception):
 class _Stream:
     """What both ends of a stream do: keep to the credit, and give it back."""
 
-    __slots__ = ("_closed", "_credit", "_held", "_id", "_session", "_stopped", "_taken")
+    _credit = WINDOW  # what may still be sent; below 0 by at most one piece
+    _taken = 0  # received, and its credit not given back yet
+    _held = False  # whoever takes what is received is slow
+    _stopped = False  # the source of what is sent has been paused
+    _closed = False
 
     def __init__(self, session: "_Session", number: int) -> None:
         self._session = session
         self._id = number
-        self._credit = WINDOW  # what may still be sent; below 0 by at most one piece
-        self._taken = 0  # received, and its credit not given back yet
-        self._held = False  # whoever takes what is received is slow
-        self._stopped = False  # the source of what is sent has been paused
-        self._closed = False
 
     def _send(self, data: bytes, flags: int = 0) -> None:
         self._credit -= len(data)
@@ -119,15 +120,18 @@ class _Stream:
 class Stream(_Stream):
     """The asking end: the Exchange of a request that goes through a session."""
 
-    __slots__ = ("_begun", "_reply")
+    _begun = False
 
     def __init__(self, session: "_Session", number: int, reply: Reply) -> None:
-        super().__init__(session, number)
+        self._session = session
+        self._id = number
         self._reply = reply
-        self._begun = False
 
     def feed(self, data: bytes) -> None:
-        self._send(data)
+        if self._session.extend(self._id, data):
+            self._credit -= len(data)
+        else:
+            self._send(data)
 
     def end(self) -> None:
         self._session.send_end(self._id)
@@ -168,22 +172,22 @@ class Stream(_Stream):
 class Served(_Stream):
     """The answering end: the Reply to a request that came through a session."""
 
-    __slots__ = ("_began", "_exchange", "_request", "_server", "_status")
-
     _request: Request
+    _exchange: Exchange | None = None
+    _status = 0
 
     def __init__(self, session: "_Session", number: int, server: Server) -> None:
-        super().__init__(session, number)
+        self._session = session
+        self._id = number
         self._server = server
-        self._exchange: Exchange | None = None
         self._began = session.loop.time()
-        self._status = 0
 
     def begin(self, payload: bytes) -> None:
         try:
-            length, size = _OPENING.unpack_from(payload)
-            behind = _OPENING.size + size
-            identity, template = payload[_OPENING.size : behind], payload[behind:]
+            length, id_size, head_size = _OPENING.unpack_from(payload)
+            head_at = _OPENING.size + id_size
+            body_at = head_at + head_size
+            identity, template = payload[_OPENING.size : head_at], payload[head_at:body_at]
             self._request = self._server.heads.template(template, None if length < 0 else length, identity)
         except (Malformed, struct.error) as exc:
             self._close()
@@ -192,6 +196,8 @@ class Served(_Stream):
         exchange = self._server.begin(self._request, self)
         if not self._closed:
             self._exchange = exchange
+            if body_at < len(payload):
+                self.received(payload[body_at:])
 
     def write(self, data: bytes) -> None:
         if not self._status:
@@ -266,6 +272,15 @@ class _Session(asyncio.Protocol):
         self._last_kind, self._last_size = kind, size
         self._out += (_HEADER.pack(size, stream, kind), *payload)
 
+    def extend(self, stream: int, data: bytes) -> bool:
+        """Put the first of a body behind its head, if that is still here."""
+        if not self._out or self._last != stream or self._last_kind != _OPEN or self._last_size > _MOST_EXTENDED:
+            return False
+        self._last_size += len(data)
+        self._out[self._frame_at] = _HEADER.pack(self._last_size, stream, _OPEN)
+        self._out.append(data)
+        return True
+
     def send_end(self, stream: int) -> None:
         """End a direction of a stream: with its last frame, if that is still here."""
         if self._out and self._last == stream and self._last_kind in (_OPEN, _DATA):
@@ -293,40 +308,49 @@ class _Session(asyncio.Protocol):
         if self._rest:
             data, self._rest = self._rest + data, b""
         at, size = 0, len(data)
-        while at < size or (self._kind and not self._left):
-            if self._kind:
-                at = self._data(data, at)
-                continue
-            if size - at < _HEADER.size:
-                break
+        if self._kind:
+            at = self._go_on(data)
+        while size - at >= _HEADER.size:
             length, number, kind = _HEADER.unpack_from(data, at)
+            begin = at + _HEADER.size
+            at = begin + length
+            if at > size:
+                at = self._partly(kind, number, length, data, begin)
+                break
             if kind & ~_END == _DATA:
-                at += _HEADER.size
-                self._kind, self._stream, self._left = kind, number, length
-                continue
-            end = at + _HEADER.size + length
+                self._hand_on(number, data[begin:at], kind & _END)
+            else:
+                self._frame(kind, number, data[begin:at])
+        if at < size:
+            self._rest = data[at:] if at else data
+
+    def _partly(self, kind: int, number: int, length: int, data: bytes, begin: int) -> int:
+        """A frame of which a part is here: of DATA that is handed on; where the rest begins."""
+        if kind & ~_END != _DATA:
             if length > _MOST_CONTROL:
                 raise BrokenSession(f"a frame of kind {kind} with {length} bytes")
-            if end > size:
-                break
-            self._frame(kind, number, data[at + _HEADER.size : end])
-            at = end
-        self._rest = data[at:] if at < size else b""
+            return begin - _HEADER.size
+        self._kind, self._stream, self._left = kind, number, length
+        return self._go_on(data, begin)
 
-    def _data(self, data: bytes, at: int) -> int:
-        """Hand on what is here of a DATA frame, without waiting for the rest."""
+    def _go_on(self, data: bytes, at: int = 0) -> int:
+        """Hand on what is here of a DATA frame, without waiting for the rest; where it ends."""
         end = min(at + self._left, len(data))
-        stream = self.streams.get(self._stream)
         ends = self._kind & _END
         self._left -= end - at
         if not self._left:
             self._kind = 0
-        if stream is not None:
-            if end > at:
-                stream.received(data[at:end])
-            if ends and not self._left and self.streams.get(self._stream) is stream:
-                stream.ended()
+        self._hand_on(self._stream, data[at:end], 0 if self._left else ends)
         return end
+
+    def _hand_on(self, number: int, data: bytes, ends: int) -> None:
+        stream = self.streams.get(number)
+        if stream is None:
+            return
+        if data:
+            stream.received(data)
+        if ends and self.streams.get(number) is stream:
+            stream.ended()
 
     def _frame(self, kind: int, number: int, payload: bytes) -> None:
         if kind == _PING:
@@ -357,12 +381,12 @@ class _Session(asyncio.Protocol):
 
 
 class AskingSession(_Session):
-    """The gateway's end. Usable once `ready` is done; `closed` is done when it is over."""
+    """The gateway's end. Usable from when `ready` is done until it is `over`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
         self.ready: asyncio.Future[None] = loop.create_future()
-        self.closed: asyncio.Future[None] = loop.create_future()
+        self.over = False
         self._greeting: bytes | None = b""  # None once it is complete
         self._number = 0
         self._unanswered = 0  # pings
@@ -376,8 +400,7 @@ class AskingSession(_Session):
         why = f"the connection to the orchestrator ended ({exc or 'closed by the other side'})"
         if not self.ready.done():
             self.ready.set_exception(BrokenSession(why))
-        if not self.closed.done():
-            self.closed.set_result(None)
+        self.over = True
         self.lost(why)
 
     def data_received(self, data: bytes) -> None:
@@ -405,7 +428,7 @@ class AskingSession(_Session):
         stream = Stream(self, self._number, reply)
         self.streams[self._number] = stream
         identity = request.id[:255]
-        opening = _OPENING.pack(-1 if request.length is None else request.length, len(identity))
+        opening = _OPENING.pack(-1 if request.length is None else request.length, len(identity), len(head))
         self.send(_OPEN, self._number, opening, identity, head)
         return stream
 
