@@ -8,6 +8,8 @@ DELETE /api/v1/services/{id}                   POST /api/services/stop/{id}
 *      what is in RELAYED                      *    the same
 """
 
+import re
+
 RELAYED = (
     "/api",
     "/v1",
@@ -22,7 +24,9 @@ RELAYED = (
 """What is passed on: these paths and everything below them. Clients of an OpenAI base URL also call the last four."""
 
 # Below these a model's name with its slash is one segment: openai and huggingface_hub send it as %2F.
-_NAMES = ("/v1/models/", "/api/v1/vllm/model-info/", "/api/services/vllm/model-info/")
+_NAMES = re.compile(
+    r"(/v1/models|/api/v1/vllm/model-info|/api/services/vllm/model-info|/api(/v1)?/services/[^/%]+/v1/models)/"
+)
 
 # Its answer has the address by which the client asked.
 TARGETS = "/api/services/targets"
@@ -48,7 +52,7 @@ def check(path: str) -> None:
     if not all("!" <= char <= "~" for char in path):
         raise PathError("the path has characters that must be percent-encoded in a URL")
     lowered = path.lower()
-    slash = () if lowered.startswith(_NAMES) else ("%2f",)
+    slash = () if _NAMES.match(lowered) else ("%2f",)
     for refused in ("\\", "%2e", "%00", "%5c", *slash):
         if refused in lowered:
             raise PathError(f"the path contains {refused!r}, which is not passed on: send it decoded, or without it")

@@ -6,13 +6,14 @@ from typing import Any
 
 from starlette.responses import Response
 
+from orchestrator.envelope import belongs_to
 from orchestrator.wire.http1 import answer
 
 _CODES = {401: "invalid_api_key", 403: "forbidden", 404: "not_found", 502: "upstream_error", 503: "service_unavailable"}
 
 
 class Problem(Response):
-    """An error as JSON: OpenAI's envelope under /v1, `{"detail": …}` elsewhere, and with `success` and `error` beside
+    """An error as JSON: OpenAI's envelope below /v1, `{"detail": …}` elsewhere, and with `success` and `error` beside
     it under the paths whose answers have them."""
 
     media_type = "application/json"
@@ -32,7 +33,7 @@ def body_of(path: str, status: int, message: str) -> bytes:
 
 
 def _body(path: str, status: int, message: str) -> dict[str, Any]:
-    if path == "/v1" or path.startswith("/v1/"):
+    if belongs_to(path):
         kind = "invalid_request_error" if status < 500 else "server_error"
         return {"error": {"message": message, "type": kind, "param": None, "code": _CODES.get(status)}}
     if path.startswith(("/api/v1/vllm/", "/api/v1/vector-db/", "/api/services/vllm/", "/api/services/vector-db/")):

@@ -24,7 +24,7 @@ from orchestrator import __version__
 from orchestrator.catalogue import read_catalogue
 from orchestrator.deps import Orchestrator, why_none
 from orchestrator.dispatch import Dispatch
-from orchestrator.envelope import envelope
+from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
 from orchestrator.hub import open_hub
 from orchestrator.inference import Inferences
@@ -125,6 +125,7 @@ def _route(app: FastAPI) -> None:
         app.include_router(metrics.engines, prefix=prefix, include_in_schema=False)
         # Before services: its /services/{service_id} would take /services/targets.
         app.include_router(metrics.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(openai.of_a_service, prefix=prefix, include_in_schema=False)
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
@@ -230,7 +231,7 @@ class HeadAsGet:
 
 
 def failure(path: str, status: int, detail: str | list[dict[str, Any]], headers: Mapping[str, str]) -> Response:
-    """An error's answer. Under /v1 it has OpenAI's envelope, under /api ours."""
+    """An error's answer. Under a /v1 for models it has OpenAI's envelope, else ours."""
     return Response(problem(path, status, detail), status, dict(headers), media_type="application/json")
 
 
@@ -243,7 +244,7 @@ def problem(path: str, status: int, detail: str | list[dict[str, Any]]) -> bytes
     """An error's body."""
     content: dict[str, Any] = {"detail": detail}
     text = detail if isinstance(detail, str) else json.dumps(detail)
-    if path == "/v1" or path.startswith("/v1/"):
+    if belongs_to(path):
         return envelope(status, text)
     if _COMPATIBLE.match(path):
         content |= {"success": False, "error": text}

@@ -18,9 +18,13 @@ INFERENCE = frozenset(
      b"/rerank", b"/score", b"/pooling", b"/classify"}
 )  # fmt: skip
 """Paths of requests that name a model; with POST."""
-OF_A_SERVICE = frozenset({b"/v1/models", b"/health", b"/version", b"/metrics", b"/ping"})
-"""Below the base URL of one service also these; with GET."""
-_SERVICE = re.compile(rb"/api(?:/v1)?/services/(?:sg-)?([0-9A-Za-z_.-]{1,100})(?::([0-9]{1,5}))?(/v[12]/.+)")
+OF_A_SERVICE = frozenset({b"/v1/models", b"/health", b"/version", b"/ping"})
+"""Of one service also these; with GET. Its metrics are the application's, which labels them."""
+_SERVICE = re.compile(
+    rb"/api(?:/v1)?/services/(?:sg-)?([0-9A-Za-z_.-]{1,100})(?::([0-9]{1,5}))?"
+    # Clients that are given a base URL ask for some things beside it: without its /v1.
+    rb"(/v[12]/.+|/health|/version|/ping|/tokenize|/detokenize|/rerank|/score|/pooling|/classify)"
+)
 
 
 class Dispatch:

@@ -1,13 +1,20 @@
 """Errors as OpenAI's clients read them, and engines' own shapes put into that form. Pure."""
 
 import json
+import re
 import zlib
 from typing import Any
 
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
           429: "rate_limit_error", 503: "service_unavailable_error"}  # fmt: skip
 _MOST_WORDS = 10_000
+_OPENAI = re.compile(r"(/api(/v1)?/services/[^/]+)?/v1(/.*)?")
 _MOST_INFLATED = 1024 * 1024
+
+
+def belongs_to(path: str) -> bool:
+    """Whether a path is one of OpenAI's API: of all services, or of one."""
+    return _OPENAI.fullmatch(path) is not None
 
 
 def envelope(status: int, message: str, *, code: str | None = None, param: str | None = None) -> bytes:

@@ -239,7 +239,7 @@ class Inference:
             head = b"%sx-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (prefix, self._id, len(self._body))
         else:
             head = b"%sx-request-id: %s\r\n\r\n" % (prefix, self._id)
-        connection.ask(self, head + self._body, to_head=method == b"HEAD")
+        connection.ask(self, head + self._body)
 
     def _new_prefix(self, replica: Replica) -> bytes:
         """The head as the engine gets it, up to what differs from request to request."""
@@ -247,7 +247,9 @@ class Inference:
         headers.append((b"host", replica.host))
         if replica.key:
             headers.append((b"authorization", b"Bearer " + replica.key.encode()))
-        prefix = request_head(self._request.method, self._target, headers)[:-2]
+        method = self._request.method
+        # Engines do not know HEAD; the server keeps the body of the answer back.
+        prefix = request_head(b"GET" if method == b"HEAD" else method, self._target, headers)[:-2]
         if len(self._prefixes) >= _MOST_PREFIXES:
             self._prefixes.clear()
         self._prefixes[replica.host, replica.key] = prefix

@@ -1,30 +1,40 @@
 """What OpenAI's clients ask beside the models' answers: which models there are."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
 
 from orchestrator import __version__
-from orchestrator.deps import App, Orchestrator
+from orchestrator.deps import App, Orchestrator, check_ready, find
 from orchestrator.errors import NotFound
+from orchestrator.replicas import Replica
 
 router = APIRouter(tags=["openai"])
+of_a_service = APIRouter(tags=["openai"])
+"""Below the base URL of one service, where its engine has no answer of its own."""
 
 
 @router.get("/v1/models", summary="List the models that answer now")
 async def list_models(app: App) -> dict[str, Any]:
     """In OpenAI's form, with what each engine says of its model."""
-    return {"object": "list", "data": cards(app)}
+    return {"object": "list", "data": cards(app, app.replicas.every())}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Show a model")
 async def show_model(app: App, model_id: str) -> dict[str, Any]:
     """The name may have slashes, encoded or not."""
-    known = {card["id"]: card for card in cards(app)}
-    if model_id not in known:
-        raise NotFound(f"The model {model_id[:200]!r} does not answer now; there is {', '.join(known) or 'none'}")
-    return known[model_id]
+    return _named(model_id, cards(app, app.replicas.every()))
+
+
+@of_a_service.get("/services/{service_id}/v1/models/{model_id:path}", summary="Show a model of a service")
+async def show_model_of_service(app: App, service_id: str, model_id: str) -> dict[str, Any]:
+    """The name may have slashes, encoded or not."""
+    wanted = await find(app, service_id)
+    check_ready(app, wanted)
+    group = [r for r in app.replicas.of(wanted.service.submission_id) if wanted.port in (None, r.port)]
+    return _named(model_id, cards(app, group))
 
 
 @router.get("/version", summary="Show the version")
@@ -33,10 +43,17 @@ async def show_version() -> Response:
     return Response(json.dumps({"version": __version__}), media_type="application/json")
 
 
-def cards(app: Orchestrator) -> list[dict[str, Any]]:
-    """One for each model by name, however many replicas serve it."""
+def _named(model_id: str, there: list[dict[str, Any]]) -> dict[str, Any]:
+    known = {card["id"]: card for card in there}
+    if model_id not in known:
+        raise NotFound(f"The model {model_id[:200]!r} does not answer now; there is {', '.join(known) or 'none'}")
+    return known[model_id]
+
+
+def cards(app: Orchestrator, replicas: Sequence[Replica]) -> list[dict[str, Any]]:
+    """One for each model by name, however many of the replicas serve it."""
     found: dict[str, dict[str, Any]] = {}
-    for replica in app.replicas.every():
+    for replica in replicas:
         if replica.ready:
             for card in replica.cards:
                 found.setdefault(card["id"], card)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from orchestrator.wire import Exchange, Handle, Reply
+from orchestrator.wire.bodiless import Bodiless
 from orchestrator.wire.http1 import Heads, Request
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Server:
         if not request.id:
             request.id = request.head.first.get(b"x-request-id") or b"%s-%x" % (self._prefix, next(self._numbers))
         self.in_flight += 1
+        if request.head.method == b"HEAD":
+            reply = Bodiless(reply)
         try:
             return self.handle(request, reply)
         except Exception:

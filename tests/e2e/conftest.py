@@ -1,11 +1,13 @@
 """Fixtures of the end-to-end tests: one cluster, one vLLM, an orchestrator and a gateway for each test."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from tests.clients import environments
 from tests.cluster.cluster import Cluster, laptop_namespace
 from tests.e2e.deployment import Api, Deployment, laptop_api, shared_python, site_config, unpacked_wheel, wait_for
 from tests.vllm import make
@@ -16,6 +18,20 @@ from tests.vllm.fixtures import VllmEnvironment
 def installed(cluster: Cluster) -> tuple[Path, Path]:
     """A Python and the unpacked wheel, for every user of the cluster."""
     return shared_python(make.cache()), unpacked_wheel(cluster.root)
+
+
+@pytest.fixture(scope="session")
+def clients() -> list[str]:
+    """Those that can run here, made before the test is on the laptop's network, which ends at login."""
+    found = []
+    for client in environments.ALL:
+        reason = environments.missing(client)
+        if reason and os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        if not reason:
+            environments.command(client)
+            found.append(client)
+    return found
 
 
 @contextmanager

@@ -18,6 +18,7 @@ TABLE = [
     ("GET", "/api/v1/recipes/inference/vllm-single-node", "GET", "/api/recipes/inference/vllm-single-node"),
     ("DELETE", "/api/v1/service-groups/sg-1", "DELETE", "/api/service-groups/sg-1"),
     ("GET", "/v1/models/Qwen%2FQwen2.5-0.5B-Instruct", "GET", "/v1/models/Qwen%2FQwen2.5-0.5B-Instruct"),
+    ("GET", "/api/v1/services/42:8001/v1/models/a%2Fb", "GET", "/api/services/42:8001/v1/models/a%2Fb"),
     ("POST", "/v1/chat/completions", "POST", "/v1/chat/completions"),
     ("GET", "/jobs/1", "GET", "/jobs/1"),
     ("POST", "/infra/vast/start", "POST", "/infra/vast/start"),
@@ -42,6 +43,7 @@ def test_the_orchestrator_s_own_paths_pass_unchanged() -> None:
     [
         "/api/v1/../admin", "/api/v1/./x", "/api/v1/..", "/api/v1/%2e%2e/x", "/api/v1/%2E/x", "/api/v1/a%2Fb",
         "/api/v1/a%2fb", "/api/v1/a%00", "/api/v1/a\\b", "/api/v1/a%5Cb", "/v1/models/..%2fx", "/v1/models/a%2F..%2Fb",
+        "/api/v1/services/4%2f2/v1/models/a", "/api/v1/services/42/logs/v1/models/a%2Fb",
         "/api/v1/a b", "/api/v1/\xe9", "/api/v1/a\x7f",
     ],
 )  # fmt: skip

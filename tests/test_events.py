@@ -1,0 +1,62 @@
+"""Where a stream of events stands, however its bytes are cut."""
+
+import itertools
+
+import pytest
+
+from orchestrator.envelope import event, in_a_stream, translated
+from orchestrator.events import Tail
+
+CHAT = b"/v1/chat/completions"
+EVENT = b'data: {"choices": []}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def chunked(content: bytes, size: int) -> bytes:
+    pieces = [content[at : at + size] for at in range(0, len(content), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+
+
+@pytest.mark.parametrize(("size", "read"), list(itertools.product([1, 2, 7, 15, 1000], [1, 3, 64, 1000])))
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+def test_the_end_is_seen_however_it_is_cut(size: int, read: int, line_end: bytes) -> None:
+    for said in (EVENT, EVENT + DONE, EVENT + EVENT[:9]):
+        framed = chunked(said.replace(b"\n", line_end), size)
+        tail = Tail(CHAT, chunked=True)
+        for at in range(0, len(framed), read):
+            tail.take(framed[at : at + read])
+        assert tail.between == said.endswith(b"\n\n")
+        assert tail.whole == tail.said_so == (said == EVENT + DONE)
+
+
+def test_without_framing() -> None:
+    tail = Tail(CHAT, chunked=False)
+    assert tail.between and not tail.whole
+    for at in range(len(EVENT + DONE)):
+        tail.take((EVENT + DONE)[at : at + 1])
+    assert tail.between and tail.whole
+    tail.take(b": more")
+    assert not tail.between and not tail.whole
+
+
+@pytest.mark.parametrize("path", [b"/v1/responses", b"/v1/audio/speech"])
+def test_a_stream_without_a_last_event_is_whole_at_any_time(path: bytes) -> None:
+    tail = Tail(path, chunked=False)
+    tail.take(EVENT)
+    assert tail.whole and not tail.said_so
+
+
+def test_anthropics_streams_end_with_an_event_of_their_own() -> None:
+    tail = Tail(b"/v1/messages", chunked=False)
+    tail.take(b'event: message_stop\ndata: {"type": "message_stop"}\n\n')
+    assert tail.said_so
+
+
+def test_an_error_within_a_stream_is_one_event() -> None:
+    assert in_a_stream(b'{\n  "error": {\r\n}\n}', CHAT).count(b"\n") == 2
+    assert event(502, "it broke", b"/v1/messages").startswith(b"event: error\ndata: {")
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"deflate"])
+def test_what_claims_to_be_compressed_and_is_not_is_an_error_all_the_same(coding: bytes) -> None:
+    assert b"cannot be read" in translated(400, b"no such thing", coding)
