@@ -43,7 +43,7 @@ class Dispatch:
         if way.group is None:
             return self._application.exchange(request, reply)
         if head.method not in way.allowed:
-            return refuse(reply, way.target, b", ".join(way.allowed))
+            return refuse(reply, head.method, way.target, b", ".join(way.allowed))
         return self._inferences.begin(request, reply, way.target, way.group, way.prefixes)
 
 
@@ -78,9 +78,9 @@ def way_of(target: bytes) -> Way:
     return Way()
 
 
-def refuse(reply: Reply, target: bytes, allowed: bytes) -> Answered:
+def refuse(reply: Reply, method: bytes, target: bytes, allowed: bytes) -> Answered:
     path = target.partition(b"?")[0]
-    text = f"{path.decode('latin-1')} answers {allowed.decode()}"
+    text = f"{path.decode('latin-1')} answers {allowed.decode()}, not {method.decode()[:20]}"
     reply.write(answer(405, envelope(405, text), [(b"allow", allowed)]))
     reply.finish()
     return Answered()

@@ -23,13 +23,15 @@ pytestmark = pytest.mark.system
 
 OPENAPI = Path(__file__).parents[1] / "openapi"
 SECONDS = 10  # for one answer
+SERVED = "Qwen/Qwen2.5-0.5B-Instruct"  # by the services that run
 NAMES = {
     "path.service_id": [VLLM, GROUP, QDRANT, ENDED, PENDING, f"sg-{GROUP}"],
     "path.group_id": [GROUP, f"sg-{GROUP}", PENDING_GROUP, VLLM],
     "path.collection": [COLLECTION, "more"],
     "path.category": ["inference", "vector-db"],
     "path.name": ["vllm-replicas", "qdrant"],
-    "path.model_id": ["Qwen/Qwen2.5-7B-Instruct", "meta-llama/gated"],
+    "path.model_id": ["Qwen/Qwen2.5-7B-Instruct", "meta-llama/gated", SERVED],
+    "body.model": [SERVED],
     "query.architecture": ["Qwen2ForCausalLM"],
     "query.recipe": ["qdrant", "vllm-single-node"],
     "body.recipe_name": [recipe for recipe, _ in STARTS],
@@ -44,6 +46,8 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/services/start"): {"recipe_name": "vllm-single-node"},
     ("POST", "/status"): {"status": "cancelled"},
     ("POST", "/prompt"): {"prompt": "say hello"},
+    ("POST", "/chat/completions"): {"model": SERVED, "messages": [{"role": "user", "content": "say hello"}]},
+    ("POST", "/completions"): {"model": SERVED, "prompt": "say hello"},
     ("PUT", "/{collection}"): {"vector_size": 2},
     ("PUT", "/points"): POINTS,
     ("POST", "/search"): {"query_vector": [1, 1]},
@@ -145,7 +149,7 @@ def real(method: str, path: str) -> dict[str, str]:
         "service_id": service,
         "group_id": group,
         "collection": collection,
-        "model_id": "Qwen/Qwen2.5-7B-Instruct",
+        "model_id": SERVED if path.startswith("/v1/") else "Qwen/Qwen2.5-7B-Instruct",
     }
     values |= {"category": "inference", "name": "vllm-replicas"}
     return {name: value for name, value in values.items() if f"{{{name}}}" in path}

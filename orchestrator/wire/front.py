@@ -7,13 +7,14 @@ import asyncio
 from typing import cast
 
 from orchestrator.wire import Exchange
-from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Chunked, Extent, Malformed, Request, Sized
+from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Chunked, Extent, Malformed, Request, Sized, check_beginning
 from orchestrator.wire.mux import PROTOCOL, ServingSession
 from orchestrator.wire.server import CLIENT_LEFT, Server
 from orchestrator.wire.unchunked import Unchunked
 
 _MOST_AHEAD = 64 * 1024  # bytes of further requests that are kept while one is being answered
 _MOST_IGNORED = 1024 * 1024  # bytes of a body that nobody wants any more, read so that the answer arrives
+_LINGER_SECONDS = 5  # for what nobody wants any more
 _WRITE_BUFFER = 256 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -74,7 +75,7 @@ class Front(asyncio.Protocol):
     def sweep(self, now: float) -> None:
         silent, limits = now - self._since, self._server.timeouts
         if self._extent is not None and self._reading:
-            if silent > limits.body:
+            if silent > (_LINGER_SECONDS if self._answered else limits.body):
                 self._give_up(f"nothing of the body came for {limits.body:g} s")
         elif self._request is None:
             if self._ahead and silent > limits.head:
@@ -97,7 +98,8 @@ class Front(asyncio.Protocol):
                 self._refuse("", 431, f"The request's headers are larger than {MOST_HEAD >> 10} KiB.")
             elif not self._ahead and data.lstrip(b"\r\n") == b"":
                 return  # an empty line before a request is allowed
-            self._ahead = data
+            else:
+                self._wait_for_head(data)
             return
         self._ahead = b""
         try:
@@ -111,6 +113,14 @@ class Front(asyncio.Protocol):
             self._begin_whole(request, data[end:])
         else:
             self._begin(request, data[end:])
+
+    def _wait_for_head(self, data: bytes) -> None:
+        try:
+            check_beginning(data)
+        except Malformed as exc:
+            self._refuse("", 400, str(exc))
+        else:
+            self._ahead = data
 
     def _begin_whole(self, request: Request, body: bytes) -> None:
         """A request that is here from its first to its last byte, which is the rule."""
@@ -217,6 +227,8 @@ class Front(asyncio.Protocol):
             # The client is still sending what nobody wants: it gets to read the answer, but no second one.
             self._request.keep_alive = False
             self._read(True)
+            if self.transport.can_write_eof():
+                self.transport.write_eof()
         self._maybe_next()
 
     def cut(self, why: str, *, reached: bool = True) -> None:

@@ -177,12 +177,24 @@ def parse_request(raw: bytes) -> Request:
     if version not in ("1.0", "1.1"):
         raise Malformed(f"This is no valid HTTP/1.1 request: it is one of HTTP/{version}")
     head.method, head.minor = parser.get_method(), int(version[-1])
+    if head.method == b"CONNECT":
+        raise Malformed("This is no valid HTTP/1.1 request: CONNECT is for proxies")
     head.keep_alive = head.minor == 1 and not _closes(head.headers)
     head.first = dict(reversed(head.headers))
     head.expects = head.first.get(b"expect", b"").lower() == b"100-continue"
     length = _request_length(head)
     head.chunked = length is None
     return Request(head, length)
+
+
+def check_beginning(raw: bytes) -> None:
+    """The beginning of a head: can it become one? Raises Malformed where it cannot, as with bytes of TLS."""
+    try:
+        httptools.HttpRequestParser(Head()).feed_data(raw)
+    except httptools.HttpParserUpgrade:
+        pass
+    except httptools.HttpParserError as exc:
+        raise Malformed(f"This is no valid HTTP/1.1 request: {exc}") from exc
 
 
 def _request_length(head: Head) -> int | None:
