@@ -1,8 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv by themselves.
 BIN := .venv/bin
-SOURCES := gateway orchestrator tests examples scripts
+SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test check unit setup lock openapi format clean
+.PHONY: demo test check unit setup lock openapi format bench bench-peers soak clean
 
 setup: .venv/.done
 
@@ -35,6 +35,20 @@ format: setup
 
 openapi: setup
 	$(BIN)/python scripts/openapi.py
+
+# The data path beside other proxies; the table goes into docs/performance.md. QUICK=1: a few minutes, no table.
+# ONLY=words: some of it, e.g. ONLY="orchestrator,nginx + ssh". REPETITIONS=5.
+bench: setup
+	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)",$(if $(QUICK),,--write)) \
+		$(if $(REPETITIONS),--repetitions $(REPETITIONS))
+
+# The proxies of others that pip has, in environments of their own under ~/.cache.
+bench-peers: setup
+	$(BIN)/python -m bench.peers
+
+# Load of every kind through the whole chain for SOAK_SECONDS (1800), with clients that leave and engines that die.
+soak: setup
+	$(BIN)/python -m bench.soak $(SOAK_SECONDS)
 
 # After a change of dependencies: uv.lock for uv, requirements.txt for pip.
 lock:

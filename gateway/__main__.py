@@ -11,6 +11,7 @@ import uvicorn
 
 from gateway.app import create_app, listener_of
 from gateway.settings import Settings, SettingsError, read_settings
+from orchestrator.limits import raise_open_files
 
 log = logging.getLogger("gateway")
 
@@ -36,6 +37,7 @@ def serve(config: Path | None) -> int:
     except (SettingsError, PortError) as exc:
         sys.stderr.write(f"sluice gateway: {exc}\n")
         return 1
+    raise_open_files()
     with listener:
         return _serve(settings, listener)
 

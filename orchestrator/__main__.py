@@ -14,6 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from orchestrator.app import create_app, listener_of
+from orchestrator.limits import raise_open_files
 from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
 def serve(config: Path | None) -> int:
     """Run until SIGTERM or SIGINT; the exit status. What is wrong with the settings is said on stderr."""
     os.umask(0o077)
+    raise_open_files()
     # uvicorn ends cleanly on SIGTERM and then raises the signal again, which would kill us before our own clean end.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -222,9 +222,9 @@ class Inference:
             connection = await self._all.pool.connect(replica.address)
         except OSError as exc:
             self._task = None
-            if isinstance(exc, ConnectionRefusedError):
-                replica.down("the engine refused the connection")
             self._failed(f"no connection ({exc or type(exc).__name__})")
+            if isinstance(exc, ConnectionRefusedError):  # afterwards: `down` calls all that wait for it, us no more
+                replica.down("the engine refused the connection")
             return
         self._task = None
         self._ask(connection, reused=False)

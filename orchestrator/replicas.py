@@ -177,12 +177,16 @@ class Replicas:
     def answers(self, submission_id: str) -> bool:
         return any(replica.ready for replica in self._all.get(submission_id, ()))
 
-    def update(self, submission_id: str, found: Sequence[Replica]) -> None:
-        """These are the replicas of a service now. Those that stay the same keep what is known of them."""
+    def update(self, submission_id: str, found: Sequence[Replica]) -> bool:
+        """These are the replicas of a service now. Those that stay the same keep what is known of them.
+
+        True when there is one among them that nobody has asked yet.
+        """
         known = {r.incarnation: r for r in self._all.get(submission_id, ())}
-        now = []
+        now, unasked = [], False
         for new in found:
             replica = known.pop(new.incarnation, new)
+            unasked = unasked or (replica is new and new.state == "up")
             if new.state != "up":
                 replica.state = new.state
                 replica.down("given up after several restarts" if new.state == "failed" else "it is started again")
@@ -190,6 +194,7 @@ class Replicas:
         for gone in known.values():
             gone.down("it is gone")
         self._all[submission_id] = now
+        return unasked
 
     def drop(self, submission_id: str) -> None:
         for replica in self._all.pop(submission_id, ()):

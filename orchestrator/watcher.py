@@ -48,12 +48,13 @@ class Watcher:
     _keys: dict[str, str] = field(default_factory=dict)
     _probes: int = 0
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
+    _new: asyncio.Event = field(default_factory=asyncio.Event)  # an engine that nobody has asked yet
 
     async def run(self) -> None:
         """Both loops, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self.look, self.poll_seconds, self._soon))
-            group.create_task(self._repeat(self.probe, self.probe_seconds, asyncio.Event()))
+            group.create_task(self._repeat(self.probe, self.probe_seconds, self._new))
 
     def wake(self) -> None:
         """Something has just been changed by command: look before the interval is over."""
@@ -154,8 +155,10 @@ class Watcher:
             return
         found = self.services.folder(job.submission_id).read_endpoints()
         # Of a job that was requeued, the file of an earlier start may still lie there.
-        if found is not None and found.job_id == job.job_id and found.restarts >= job.restarts:
-            self.replicas.update(job.submission_id, self._replicas(service, job, found))
+        if found is None or found.job_id != job.job_id or found.restarts < job.restarts:
+            return
+        if self.replicas.update(job.submission_id, self._replicas(service, job, found)):
+            self._new.set()
 
     def _replicas(self, service: Service, job: Job, found: Endpoints) -> list[Replica]:
         plan = plan_of(service)

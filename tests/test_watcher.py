@@ -492,6 +492,28 @@ def test_the_next_orchestrator_finds_the_engine_of_the_last_one(tmp_path: Path) 
     asyncio.run(work())
 
 
+def test_an_engine_that_was_not_known_is_asked_at_once(tmp_path: Path) -> None:
+    async def work() -> None:
+        home = tmp_path / "home"
+        async with orchestrated(home, Local(home)) as first:
+            service, _ = await first.start(SMALL)
+            await until((first.services.folder(service.submission_id).path / "endpoints.json").exists)
+            await first.watcher.look()
+            (replica,) = first.replicas.every()
+            while not replica.ready:
+                await first.watcher.probe()
+        async with orchestrated(home, Local(home)) as second:
+            second.watcher.poll_seconds = second.watcher.probe_seconds = 3600
+            running = asyncio.create_task(second.watcher.run())
+            try:
+                await until(lambda: second.replicas.answers(service.submission_id))
+            finally:
+                running.cancel()
+                await second.services.cancel(*await second.store.find(service.submission_id), actor="test")
+
+    asyncio.run(work())
+
+
 def test_the_loop_outlives_a_turn_that_fails(slurm: FakeSlurm, caplog: pytest.LogCaptureFixture) -> None:
     def rename(old: str, new: str) -> None:
         with sqlite3.connect(slurm.home / "o" / "orchestrator.db") as database:

@@ -35,6 +35,7 @@ _U32 = struct.Struct("!I")
 _OPENING = struct.Struct("!qBI")
 _MOST_EXTENDED = MOST_HEAD + 1024  # of an OPEN frame before its body
 _MOST_CONTROL = _MOST_EXTENDED + WINDOW  # payload of a frame that is not DATA
+_STATUS_SIZE = len(b"HTTP/1.1 200")
 _GRANT = WINDOW // 4  # bytes that are taken before their credit is given back
 _WRITE_BUFFER = 1024 * 1024
 
@@ -121,6 +122,7 @@ class Stream(_Stream):
     """The asking end: the Exchange of a request that goes through a session."""
 
     _begun = False
+    _first = b""  # of the answer, until there is enough of it to see its status
 
     def __init__(self, session: "_Session", number: int, reply: Reply) -> None:
         self._session = session
@@ -153,9 +155,14 @@ class Stream(_Stream):
         self._reply.resume()
 
     def received(self, data: bytes) -> None:
-        self._begun = True
-        self._reply.write(data)
         self.took(len(data))
+        if not self._begun:
+            data = self._first + data
+            if len(data) < _STATUS_SIZE:  # a frame may come in pieces of any size
+                self._first = data
+                return
+            self._begun = True
+        self._reply.write(data)
 
     def ended(self) -> None:
         self._close()

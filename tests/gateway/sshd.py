@@ -57,11 +57,15 @@ class Sshd:
             self._process.wait(10)
             self._process = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that listens."""
+        assert self._process is not None
+        return self._process.pid
+
     def sessions(self) -> list[int]:
         """The processes of the connections that are open."""
-        assert self._process is not None
-        pid = self._process.pid
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [int(child) for child in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()]
 
     def kill_sessions(self) -> None:
         for pid in self.sessions():

@@ -1,0 +1,15 @@
+"""How many files and connections this process may have open."""
+
+import resource
+
+# Enough for thousands of streams, and no more than compute nodes allow: sbatch hands our limits on to jobs, and Slurm
+# complains in a job's output about those that a node does not have.
+_MOST_OPEN = 16384
+
+
+def raise_open_files() -> None:
+    """Take what the system lets us have, up to a bound. A login gives 1024, and each stream needs a connection."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_OPEN if hard == resource.RLIM_INFINITY else min(hard, _MOST_OPEN)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
