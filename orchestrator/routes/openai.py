@@ -5,13 +5,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
 from orchestrator import __version__
 from orchestrator.deps import App, Orchestrator, check_ready, find
 from orchestrator.errors import NotFound
 from orchestrator.replicas import Replica
 
-router = APIRouter(tags=["openai"])
+
+class Problem(BaseModel):
+    """OpenAI's form of an error."""
+
+    error: dict[str, Any]
+
+
+_FORM = {"model": Problem, "description": "An error in OpenAI's form."}
+_ERRORS: dict[int | str, dict[str, Any]] = {status: _FORM for status in (400, 404, 409, 413, 422, 502, 503)}
+
+router = APIRouter(tags=["openai"], responses=_ERRORS)
 of_a_service = APIRouter(tags=["openai"])
 """Below the base URL of one service, where its engine has no answer of its own."""
 
@@ -81,8 +92,8 @@ _DESCRIPTION = (
 
 def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:
     error = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
-    properties = {"model": {"type": "string"}, "stream": {"type": "boolean"}}
-    schema = {"type": "object", "required": ["model"], "properties": properties}
+    properties = {"model": {"type": ["string", "null"]}, "stream": {"type": ["boolean", "null"]}}
+    schema = {"type": "object", "properties": properties}
     answers = {
         "200": ("The engine's answer.", {"application/json": {}, "text/event-stream": {}}),
         "400": ("The engine refuses the request, or it is no JSON.", error),
