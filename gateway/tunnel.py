@@ -1,6 +1,7 @@
 """The SSH connection by asyncssh, in this process: the default, which needs no program beside us."""
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import cast
 
@@ -9,6 +10,8 @@ import asyncssh
 from gateway.hostkeys import Client, HostKeys, TrustsAnybody
 from gateway.kept import CIPHERS, Kept, NotOpened
 from gateway.link import LinkState, Unreached
+
+log = logging.getLogger(__name__)
 
 # OSError: no network, no host. asyncssh.Error: all that SSH says. ValueError: asyncssh's words for an unreadable
 # configuration or key file.
@@ -95,13 +98,19 @@ class _Channel(asyncssh.SSHUNIXSession[bytes]):
         self._protocol = protocol
 
     def connection_made(self, chan: asyncssh.SSHUNIXChannel[bytes]) -> None:
+        self._channel = chan
         self._protocol.connection_made(cast(asyncio.BaseTransport, chan))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._protocol.connection_lost(exc)
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        self._protocol.data_received(data)
+        try:
+            self._protocol.data_received(data)
+        except Exception:
+            # It would go up into asyncssh and end the SSH connection, with all that runs over it.
+            log.exception("a channel to the orchestrator failed")
+            self._channel.abort()
 
     def eof_received(self) -> bool:
         return bool(self._protocol.eof_received())

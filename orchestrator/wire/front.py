@@ -141,8 +141,8 @@ class Front(asyncio.Protocol):
             try:
                 self._measure(rest, pieces)
             except Malformed as exc:
-                self._extent = None
-                self._fail(400, str(exc))
+                self._extent = self._request = None
+                self._refuse(request.path, 400, str(exc))
                 return
         elif rest:
             self._take_ahead(rest)
