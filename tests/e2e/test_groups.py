@@ -101,12 +101,17 @@ def test_prompts_run_side_by_side_and_health_answers_meanwhile(api: Api) -> None
     with ThreadPoolExecutor(8) as pool:
         work = [pool.submit(api.prompt, group, "sleep 2") for _ in range(8)]
         time.sleep(0.5)
-        asked = time.monotonic()
-        assert api.http.get("/health").status_code == 200
-        assert time.monotonic() - asked < 0.25  # alone it takes a few milliseconds; the machine is shared
+        assert min(seconds_of_health(api) for _ in range(5)) < 0.05  # the best of several: the machine is shared
+        assert not any(job.done() for job in work), "asked while they ran"
         for job in work:
             job.result()
     assert time.monotonic() - begin < 6
+
+
+def seconds_of_health(api: Api) -> float:
+    asked = time.monotonic()
+    assert api.http.get("/health").status_code == 200
+    return time.monotonic() - asked
 
 
 def test_replica_ids_are_service_ids(api: Api) -> None:
