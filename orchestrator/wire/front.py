@@ -7,7 +7,17 @@ import asyncio
 from typing import cast
 
 from orchestrator.wire import Exchange
-from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Chunked, Extent, Malformed, Request, Sized, check_beginning
+from orchestrator.wire.http1 import (
+    HEAD_END,
+    MOST_HEAD,
+    Chunked,
+    Extent,
+    Malformed,
+    Request,
+    Sized,
+    check_beginning,
+    closing,
+)
 from orchestrator.wire.mux import PROTOCOL, ServingSession
 from orchestrator.wire.server import CLIENT_LEFT, Server
 from orchestrator.wire.unchunked import Unchunked
@@ -28,7 +38,7 @@ class Front(asyncio.Protocol):
         self._server = server
         self._loop = loop
         self._time = loop.time
-        self._since = loop.time()  # when the client was last heard of, or answered
+        self._since = loop.time()  # when its head began, more of its body came, or it was answered
         self._ahead = b""  # bytes that have not been looked at
         self._request: Request | None = None
         self._exchange: Exchange | None = None
@@ -38,6 +48,7 @@ class Front(asyncio.Protocol):
         self._answered = False
         self._closing = False
         self._reading = True
+        self._full = False  # the client does not take what has been written
         self._began = 0.0
 
     # The connection
@@ -56,28 +67,33 @@ class Front(asyncio.Protocol):
                 self._exchange.abort()
 
     def data_received(self, data: bytes) -> None:
-        self._since = self._time()
         if self._extent is not None:
+            self._since = self._time()
             self._take_body(data)
-        elif self._request is not None or self._closing:
+        elif self._request is not None or self._closing or self._full:
             self._take_ahead(data)
         else:
             self._take_head(self._ahead + data if self._ahead else data)
 
     def pause_writing(self) -> None:
+        self._full = True
         if self._exchange is not None and not self._answered:
             self._exchange.pause()
 
     def resume_writing(self) -> None:
-        if self._exchange is not None and not self._answered:
+        self._full = False
+        if self._request is None:
+            self._read(True)
+            self._next()
+        elif self._exchange is not None and not self._answered:
             self._exchange.resume()
 
     def sweep(self, now: float) -> None:
         silent, limits = now - self._since, self._server.timeouts
         if self._extent is not None and self._reading:
             if silent > (_LINGER_SECONDS if self._answered else limits.body):
-                self._give_up(f"nothing of the body came for {limits.body:g} s")
-        elif self._request is None:
+                self._give_up(408, f"nothing of the body came for {limits.body:g} s")
+        elif self._request is None and not self._full:
             if self._ahead and silent > limits.head:
                 self._refuse("", 408, f"the head was not complete within {limits.head:g} s")
             elif not self._ahead and silent > limits.idle:
@@ -93,13 +109,8 @@ class Front(asyncio.Protocol):
 
     def _take_head(self, data: bytes) -> None:
         end = data.find(HEAD_END) + len(HEAD_END)
-        if end < len(HEAD_END):
-            if len(data) > MOST_HEAD:
-                self._refuse("", 431, f"The request's headers are larger than {MOST_HEAD >> 10} KiB.")
-            elif not self._ahead and data.lstrip(b"\r\n") == b"":
-                return  # an empty line before a request is allowed
-            else:
-                self._wait_for_head(data)
+        if end < len(HEAD_END) or end > MOST_HEAD:
+            self._keep_head(data)
             return
         self._ahead = b""
         try:
@@ -114,17 +125,25 @@ class Front(asyncio.Protocol):
         else:
             self._begin(request, data[end:])
 
-    def _wait_for_head(self, data: bytes) -> None:
+    def _keep_head(self, data: bytes) -> None:
+        """A head that is not complete, unless it can never become one."""
+        if len(data) > MOST_HEAD:
+            self._refuse("", 431, f"The request's headers are larger than {MOST_HEAD >> 10} KiB.")
+            return
         try:
             check_beginning(data)
         except Malformed as exc:
             self._refuse("", 400, str(exc))
-        else:
-            self._ahead = data
+            return
+        if not self._ahead:
+            if data.lstrip(b"\r\n") == b"":
+                return  # an empty line before a request is allowed
+            self._since = self._time()
+        self._ahead = data
 
     def _begin_whole(self, request: Request, body: bytes) -> None:
         """A request that is here from its first to its last byte, which is the rule."""
-        self._request, self._exchange, self._began = request, None, self._since
+        self._request, self._exchange, self._began = request, None, self._time()
         self._status, self._answered = 0, False
         self._exchange = exchange = self._server.begin(request, self)
         if body and not self._answered:
@@ -133,7 +152,8 @@ class Front(asyncio.Protocol):
             exchange.end()
 
     def _begin(self, request: Request, rest: bytes) -> None:
-        self._request, self._exchange, self._began = request, None, self._time()
+        self._request, self._exchange, self._since = request, None, self._time()
+        self._began = self._since
         self._status, self._answered, self._ignored = 0, False, 0
         pieces: list[bytes] = []
         if request.length != 0:
@@ -142,14 +162,14 @@ class Front(asyncio.Protocol):
                 self._measure(rest, pieces)
             except Malformed as exc:
                 self._extent = self._request = None
-                self._refuse(request.path, 400, str(exc))
+                self._refuse(request.path, 400, str(exc))  # nobody has been given it
                 return
         elif rest:
             self._take_ahead(rest)
         reply = self if request.head.minor else Unchunked(self, to_head=request.method == b"HEAD")
         self._exchange = self._server.begin(request, reply)
         self._pass_on(pieces)
-        if self._extent is not None and not rest and request.head.expects:
+        if self._extent is not None and not rest and not self._status and request.head.expects:
             self.transport.write(_CONTINUE)
 
     def _measure(self, data: bytes, pieces: list[bytes]) -> None:
@@ -176,7 +196,7 @@ class Front(asyncio.Protocol):
         try:
             self._measure(data, pieces)
         except Malformed as exc:
-            self._give_up(str(exc))
+            self._give_up(400, str(exc))
             return
         if not self._answered:
             self._pass_on(pieces)
@@ -208,7 +228,7 @@ class Front(asyncio.Protocol):
             self._loop.call_soon(self._next)
 
     def _next(self) -> None:
-        if self._request is None and self._ahead and not self._closing:
+        if self._request is None and self._ahead and not self._closing and not self._full:
             data, self._ahead = self._ahead, b""
             self._take_head(data)
 
@@ -217,18 +237,20 @@ class Front(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         if not self._status:
             self._status = int(data[9:12])
+            assert self._request is not None
+            if self._extent is not None:
+                self._request.keep_alive = False  # what is still to come of the body may be much, and unwanted
+            if not self._request.keep_alive:
+                data = closing(data)
         self.transport.write(data)
 
     def finish(self) -> None:
         self._over(self._status)
         self._since = self._time()
-        assert self._request is not None
-        if self._extent is not None:
+        if self._extent is not None and not self.transport.is_closing():
             # The client is still sending what nobody wants: it gets to read the answer, but no second one.
-            self._request.keep_alive = False
             self._read(True)
-            if self.transport.can_write_eof():
-                self.transport.write_eof()
+            self.transport.write_eof()
         self._maybe_next()
 
     def cut(self, why: str, *, reached: bool = True) -> None:
@@ -244,7 +266,8 @@ class Front(asyncio.Protocol):
             self._read(False)
 
     def resume(self) -> None:
-        self._read(True)
+        if self._extent is not None:
+            self._read(True)
 
     def _over(self, status: int) -> None:
         assert self._request is not None
@@ -258,7 +281,7 @@ class Front(asyncio.Protocol):
         self.write(self._server.render(self._request.path, status, text))
         self.finish()
 
-    def _give_up(self, text: str) -> None:
+    def _give_up(self, status: int, text: str) -> None:
         """The request's body cannot be read to its end."""
         if self._answered or self._exchange is None:
             self._close(at_once=True)
@@ -268,7 +291,7 @@ class Front(asyncio.Protocol):
         if self._status:
             self.cut(text)
         else:
-            self._fail(400, text)
+            self._fail(status, text)
 
     def _refuse(self, path: str, status: int, text: str) -> None:
         """Answer what is no request."""
@@ -290,6 +313,7 @@ class Front(asyncio.Protocol):
         if wanted != self._reading and not self.transport.is_closing():
             self._reading = wanted
             if wanted:
+                self._since = self._time()
                 self.transport.resume_reading()
             else:
                 self.transport.pause_reading()

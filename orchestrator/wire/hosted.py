@@ -101,6 +101,7 @@ class Hosted(asyncio.Transport):
         if not self._over:
             self._over = True
             self._reply.cut("the application broke off within its answer")
+            self._protocol.loop.call_soon(self._leave)
 
     def is_closing(self) -> bool:
         return self._over

@@ -181,7 +181,7 @@ def parse_request(raw: bytes) -> Request:
         raise Malformed("This is no valid HTTP/1.1 request: CONNECT is for proxies")
     head.keep_alive = head.minor == 1 and not _closes(head.headers)
     head.first = dict(reversed(head.headers))
-    head.expects = head.first.get(b"expect", b"").lower() == b"100-continue"
+    head.expects = head.minor == 1 and head.first.get(b"expect", b"").lower() == b"100-continue"
     length = _request_length(head)
     head.chunked = length is None
     return Request(head, length)
@@ -189,12 +189,13 @@ def parse_request(raw: bytes) -> Request:
 
 def check_beginning(raw: bytes) -> None:
     """The beginning of a head: can it become one? Raises Malformed where it cannot, as with bytes of TLS."""
+    parser = httptools.HttpRequestParser(None)
     try:
-        httptools.HttpRequestParser(Head()).feed_data(raw)
-    except httptools.HttpParserUpgrade:
-        pass
+        parser.feed_data(raw)
     except httptools.HttpParserError as exc:
         raise Malformed(f"This is no valid HTTP/1.1 request: {exc}") from exc
+    if parser.get_http_version() not in ("0.0", "1.0", "1.1"):  # 0.0: not known yet
+        raise Malformed(f"This is no valid HTTP/1.1 request: it is one of HTTP/{parser.get_http_version()}")
 
 
 def _request_length(head: Head) -> int | None:
@@ -489,6 +490,14 @@ def answer(status: int, body: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
     for name, value in headers:
         lines += (name, b": ", value, b"\r\n")
     return b"".join((*lines, b"\r\n", body))
+
+
+def closing(head: bytes) -> bytes:
+    """The beginning of an answer, its status line at least, with the word that the connection ends behind it."""
+    line, end, rest = head.partition(b"\r\n")
+    if b"\r\nconnection: close\r\n" in head[: head.find(HEAD_END) + len(HEAD_END)].lower():
+        return head
+    return b"%s%sconnection: close\r\n%s" % (line, end, rest)
 
 
 def status_line(status: int) -> bytes:

@@ -17,12 +17,15 @@ pass of the event loop leave in one write: all tokens of an engine's step are on
 """
 
 import asyncio
+import logging
 import struct
 from typing import cast
 
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Malformed, Request
 from orchestrator.wire.server import CLIENT_LEFT, Server
+
+log = logging.getLogger(__name__)
 
 PROTOCOL = b"sluicegate-mux/1"
 UPGRADE = b"GET /mux HTTP/1.1\r\nHost: orchestrator\r\nConnection: upgrade\r\nUpgrade: " + PROTOCOL + b"\r\n\r\n"
@@ -35,7 +38,6 @@ _U32 = struct.Struct("!I")
 _OPENING = struct.Struct("!qBI")
 _MOST_EXTENDED = MOST_HEAD + 1024  # of an OPEN frame before its body
 _MOST_CONTROL = _MOST_EXTENDED + WINDOW  # payload of a frame that is not DATA
-_STATUS_SIZE = len(b"HTTP/1.1 200")
 _GRANT = WINDOW // 4  # bytes that are taken before their credit is given back
 _WRITE_BUFFER = 1024 * 1024
 
@@ -92,7 +94,7 @@ class _Stream:
 
     def go_on(self) -> None:
         """Let the source run again if nothing is in its way."""
-        if self._stopped and self._credit > 0 and not self._session.full:
+        if self._stopped and self._credit > 0 and not self._session.full and not self._closed:
             self._stopped = False
             self.start_source()
 
@@ -158,7 +160,7 @@ class Stream(_Stream):
         self.took(len(data))
         if not self._begun:
             data = self._first + data
-            if len(data) < _STATUS_SIZE:  # a frame may come in pieces of any size
+            if b"\r\n" not in data:  # a frame may come in pieces of any size, a Reply wants the whole status line first
                 self._first = data
                 return
             self._begun = True
@@ -312,6 +314,13 @@ class _Session(asyncio.Protocol):
     # In
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._take(data)
+        except (BrokenSession, struct.error) as exc:
+            log.error("the other side of a connection with many requests does not keep to the protocol: %s", exc)
+            self.transport.abort()
+
+    def _take(self, data: bytes) -> None:
         if self._rest:
             data, self._rest = self._rest + data, b""
         at, size = 0, len(data)
@@ -418,6 +427,9 @@ class AskingSession(_Session):
         end = self._greeting.find(HEAD_END) + len(HEAD_END)
         if end < len(HEAD_END):
             return
+        if self.ready.done():  # whoever waited has given up
+            self.transport.abort()
+            return
         greeting, rest, self._greeting = self._greeting[:end], self._greeting[end:], None
         if not greeting.startswith(b"HTTP/1.1 101 "):
             self.ready.set_exception(
@@ -457,10 +469,14 @@ class ServingSession(_Session):
         self.transport = transport
         self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         self._server = server
+        self._newest = 0
         self._closing = False
         server.joined(self)
 
     def opened(self, number: int, payload: bytes, *, ends: bool) -> None:
+        if number <= self._newest:
+            raise BrokenSession(f"stream {number} was opened after stream {self._newest}")
+        self._newest = number
         stream = Served(self, number, self._server)
         self.streams[number] = stream
         stream.begin(payload)

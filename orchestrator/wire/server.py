@@ -75,6 +75,7 @@ class Server:
             return self.handle(request, reply)
         except Exception:
             log.exception("%r %r could not be handled", request.method, request.target[:200])
+            request.keep_alive = False  # as `render` says
             reply.write(self.render(request.path, 500, "an unexpected error; the log has it"))
             reply.finish()
             return Answered()

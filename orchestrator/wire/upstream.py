@@ -153,7 +153,7 @@ class Connection(asyncio.Protocol):
 
     def _let_go(self, *, surplus: bool) -> None:
         """The answer is complete: the connection waits for the next request, if it can be trusted with one."""
-        if surplus or not self._keep:
+        if surplus or not self._keep or self.transport.get_write_buffer_size():  # of a request that is still leaving
             self.transport.abort()
         else:
             self.resume()
@@ -255,6 +255,7 @@ class Asked:
         self._reply = reply
         self._chunked = request.length is None
         self._to_head = request.method == b"HEAD"
+        self._ended = False
         self._connection: Connection | None = None
         self._out: list[bytes] = [whole_head(head, request)]  # until there is a connection
         self._task: asyncio.Task[None] | None = asyncio.create_task(self._connect(pool, address))
@@ -281,6 +282,7 @@ class Asked:
         self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
 
     def end(self) -> None:
+        self._ended = True
         if self._chunked:
             self._send(b"0\r\n\r\n")
 
@@ -309,6 +311,8 @@ class Asked:
         self._reply.write(data)
 
     def done(self) -> None:
+        if self._connection is not None and not self._ended:
+            self._connection.abort()  # the rest of the request's body would be taken for the next request
         self._connection = None
         self._reply.finish()
 
