@@ -66,9 +66,9 @@ class Trunk:
             await asyncio.shield(self._opening)
 
     async def _open(self) -> None:
+        session = AskingSession(asyncio.get_running_loop())
         try:
             async with asyncio.timeout(self._connect_seconds):
-                session = AskingSession(asyncio.get_running_loop())
                 await self._link.connect(lambda: session)
                 await session.ready
         except BrokenSession as exc:
@@ -77,6 +77,7 @@ class Trunk:
             log.warning("%s; each request gets a connection of its own", exc)
             self._plain, self._ticks = True, 0
         except TimeoutError as exc:
+            session.abandon()
             raise Unreached(f"no answer within {self._connect_seconds:g} s") from exc
         else:
             self._session, self._ticks = session, 0

@@ -143,9 +143,14 @@ class Store:
     ) -> list[tuple[Service, Job]]:
         """Services with their job, the newest first. With `status` those that `states_of` says may be in it; with
         `groups` replica groups only."""
-        query = select(Service, Job).where(*_conditions(recipe, status, groups))
-        query = query.order_by(col(Service.created_at).desc(), col(Service.submission_id)).offset(offset).limit(limit)
+        order = col(Service.created_at).desc(), col(Service.submission_id)
+        conditions = _conditions(recipe, status, groups)
         async with self._session() as session:
+            if offset:  # by ids alone first: what is left out need not be read
+                page = select(Service.submission_id).where(*conditions).order_by(*order).offset(offset).limit(limit)
+                ids = (await session.exec(page)).all()
+                conditions = [col(Job.service) == Service.submission_id, col(Service.submission_id).in_(ids)]
+            query = select(Service, Job).where(*conditions).order_by(*order).limit(limit)
             return [(service, job) for service, job in await session.exec(query)]
 
     async def count(

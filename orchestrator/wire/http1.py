@@ -27,6 +27,7 @@ Headers = list[tuple[bytes, bytes]]
 _MOST_LINE = 4096  # of a chunk's size with its extensions, and of all trailers
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
 _LENGTH = re.compile(rb"[0-9]{1,18}")
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class Malformed(Exception):
@@ -501,4 +502,5 @@ def closing(head: bytes) -> bytes:
 
 
 def status_line(status: int) -> bytes:
-    return b"HTTP/1.1 %d %s\r\n" % (status, HTTPStatus(status).phrase.encode())
+    """Also of a status that has no name, as 529."""
+    return b"HTTP/1.1 %d %s\r\n" % (status, _PHRASES.get(status, b""))

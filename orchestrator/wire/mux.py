@@ -19,7 +19,7 @@ pass of the event loop leave in one write: all tokens of an engine's step are on
 import asyncio
 import logging
 import struct
-from typing import cast
+from typing import Any, cast
 
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.http1 import HEAD_END, MOST_HEAD, Malformed, Request
@@ -257,7 +257,7 @@ class Served(_Stream):
 class _Session(asyncio.Protocol):
     """One connection full of streams: frames in, frames out."""
 
-    transport: asyncio.WriteTransport
+    transport: Any = None  # a WriteTransport, from connection_made on
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.streams: dict[int, Stream | Served] = {}
@@ -450,6 +450,11 @@ class AskingSession(_Session):
         opening = _OPENING.pack(-1 if request.length is None else request.length, len(identity), len(head))
         self.send(_OPEN, self._number, opening, identity, head)
         return stream
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        if self.transport is not None:
+            self.transport.abort()
 
     def ping(self) -> int:
         """Ask for a sign of life; how many of the last ones have not been answered."""
