@@ -498,7 +498,8 @@ def test_an_engine_that_was_not_known_is_asked_at_once(tmp_path: Path) -> None:
         async with orchestrated(home, Local(home)) as first:
             service, _ = await first.start(SMALL)
             await until((first.services.folder(service.submission_id).path / "endpoints.json").exists)
-            await first.watcher.look()
+            while not first.replicas.every():  # the file is there a moment before the job is seen to run
+                await first.watcher.look()
             (replica,) = first.replicas.every()
             while not replica.ready:
                 await first.watcher.probe()
