@@ -492,6 +492,7 @@ def test_the_next_orchestrator_finds_the_engine_of_the_last_one(tmp_path: Path) 
     asyncio.run(work())
 
 
+@pytest.mark.system  # an engine and two orchestrators: not beside others
 def test_an_engine_that_was_not_known_is_asked_at_once(tmp_path: Path) -> None:
     async def work() -> None:
         home = tmp_path / "home"
