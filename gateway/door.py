@@ -34,7 +34,7 @@ class Door:
             request.kind = metrics.kind_of(path)
             if (answered := self._answered(request, reply, path)) is not None:
                 return answered
-            passed = request.head.memo = Passed(request.kind, path, self._outgoing(request, path))
+            passed = request.head.memo = Passed(request.kind, self._outgoing(request, path))
         else:
             request.kind = passed.kind
         session = self._trunk.session
@@ -87,7 +87,6 @@ class Passed:
     """What is known of requests that go to the orchestrator: their kind, and the head with which they do."""
 
     kind: str
-    path: str
     head: bytes
 
 

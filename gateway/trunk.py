@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from gateway.link import Link, LinkState, Unreached
 from orchestrator.wire import Exchange, Reply
-from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_request, parse_response
+from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_request, parse_response, request_head
 from orchestrator.wire.mux import AskingSession, BrokenSession
 from orchestrator.wire.upstream import Asked, Connection, Pool
 
@@ -99,11 +99,11 @@ class Trunk:
             log.warning("the orchestrator has not answered %d pings; connecting again", _MOST_UNANSWERED)
             session.transport.abort()
 
-    async def ask(self, method: bytes, target: bytes, headers: bytes = b"") -> tuple[int, bytes]:
+    async def ask(self, method: bytes, target: bytes) -> tuple[int, bytes]:
         """Put a question of the gateway's own: the answer's status and body. Raises Unreached."""
         await self.opened()
         answer = _Collected(asyncio.get_running_loop().create_future())
-        head = b"%s %s HTTP/1.1\r\nhost: orchestrator\r\n%s\r\n" % (method, target, headers)
+        head = request_head(method, target, [(b"host", b"orchestrator")])
         request = parse_request(head)
         exchange = self.begin(request, head, answer)
         exchange.end()

@@ -75,7 +75,7 @@ class Named:
 POLICIES: Mapping[str, Named] = {
     "round-robin": Named(round_robin, "each replica in turn"),
     "least-loaded": Named(least_loaded, "the replica with the fewest requests under way and waiting"),
-    "prefix": Named(prefix, "the replica that has this prompt's beginning, or this session, in its cache"),
+    "prefix": Named(prefix, "the replica that has a prompt's beginning, or its session, in its cache"),
 }
 DEFAULT = "round-robin"
 LEAST_LOADED = "least-loaded"

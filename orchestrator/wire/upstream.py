@@ -62,7 +62,6 @@ class Connection(asyncio.Protocol):
         self._keep = False
         self._paused = False
         self.idle_since = 0.0
-        self.fresh = True  # no answer has come on it yet
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from asyncio's
@@ -125,7 +124,7 @@ class Connection(asyncio.Protocol):
             if response.status == 101:
                 raise Malformed("the engine changed the protocol")
             data = data[end:]  # an interim answer is for this hop
-        self._keep, self.fresh = response.keep_alive, False
+        self._keep = response.keep_alive
         if response.length == len(data) - end:
             self._taker = None
             self._let_go(surplus=False)
