@@ -1,5 +1,5 @@
 #!/bin/bash
-# The Debian (or Ubuntu) packages that the tests' Slurm cluster needs. Does nothing, in a few milliseconds, when all are there.
+# The Debian (or Ubuntu) packages that the tests want: for the Slurm cluster, the clients and the load driver. Does nothing, in a few milliseconds, when all are there.
 # As root where there is apt-get it installs what is missing, and starts no daemon; elsewhere it says what is missing and exits 1.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
@@ -9,6 +9,7 @@ needed=(
     slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch munge:munged
     openssh-server:sshd openssh-client:ssh iproute2:ip util-linux:setpriv passwd:useradd hostname:hostname
     curl:curl prometheus:prometheus ca-certificates:update-ca-certificates shellcheck:shellcheck
+    gcc:gcc nodejs:node
 )
 missing=()
 for entry in "${needed[@]}"; do
@@ -16,6 +17,10 @@ for entry in "${needed[@]}"; do
 done
 # python3-venv has no program: it is there when the system's Python has ensurepip.
 compgen -G '/usr/lib/python3*/ensurepip' >/dev/null && [ -x /usr/bin/python3 ] || missing+=(python3-venv)
+
+[ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+# Some nodejs packages bring npm along, and conflict with Debian's own: only what is still missing beside node.
+if command -v node >/dev/null && ! command -v npm >/dev/null; then missing+=(npm); fi
 
 [ ${#missing[@]} -gt 0 ] || exit 0
 if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
@@ -44,5 +49,9 @@ install() {
 # The first try fails where the package lists were never fetched or are too old.
 if ! install; then
     timeout 300 apt-get update -q >&2
+    install
+fi
+if ! command -v npm >/dev/null; then
+    missing=(npm)
     install
 fi
