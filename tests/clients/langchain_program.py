@@ -1,7 +1,7 @@
 """LangChain's classes for OpenAI's API."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from carry import Case, Seen, main, messages
 from langchain_openai import ChatOpenAI, OpenAI, OpenAIEmbeddings
@@ -9,8 +9,10 @@ from pydantic import BaseModel, SecretStr
 
 
 class City(BaseModel):
-    name: str
-    inhabitants: int
+    """Every value is one of a few, so that the smallest model comes to an end."""
+
+    name: Literal["Paris", "London", "Rome"]
+    millions: Literal[1, 2, 3]
 
 
 class Program:
@@ -41,7 +43,7 @@ class Program:
         return {"sizes": [len(one) for one in model.embed_documents(["a cat", "a dog"])]}
 
     def parse(self, case: Case) -> Seen:
-        model = self._model(case, max_tokens=60).with_structured_output(City, method="json_schema")
+        model = self._model(case, max_tokens=200, temperature=0).with_structured_output(City, method="json_schema")
         city = model.invoke([("user", messages(case)[0]["content"])])
         assert isinstance(city, City)
         return city.model_dump()

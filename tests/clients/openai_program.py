@@ -1,7 +1,7 @@
 """The openai package, 2.x and 3.x."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import openai
 from carry import Case, Seen, main, messages
@@ -18,8 +18,10 @@ TOOL = {
 
 
 class City(BaseModel):
-    name: str
-    inhabitants: int
+    """Every value is one of a few, so that the smallest model comes to an end."""
+
+    name: Literal["Paris", "London", "Rome"]
+    millions: Literal[1, 2, 3]
 
 
 class Program:
@@ -71,7 +73,7 @@ class Program:
         return {"id": self._client(case).models.retrieve(case["model"]).id}
 
     def parse(self, case: Case) -> Seen:
-        asked: Any = {"model": case["model"], "messages": messages(case), "max_tokens": 60}
+        asked: Any = {"model": case["model"], "messages": messages(case), "max_tokens": 200, "temperature": 0}
         answer = self._client(case).chat.completions.parse(response_format=City, **asked)
         city = answer.choices[0].message.parsed
         assert city is not None

@@ -75,7 +75,7 @@ def check(client: str, found: dict[str, Any], model: str) -> None:
     if "tool" in found:
         assert found["tool"]["called"] == ["weather"]
     if "parse" in found:
-        assert set(found["parse"]) == {"name", "inhabitants"}
+        assert set(found["parse"]) == {"name", "millions"}
 
 
 def test_all_that_a_client_can_do_works_with_llamacpp(seen: tuple[str, dict[str, Any]]) -> None:
