@@ -2,7 +2,7 @@
 BIN := .venv/bin
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test check unit setup lock openapi format bench bench-peers soak clean
+.PHONY: demo test check unit setup lock openapi format bench bench-peers bench-prefix soak clean
 
 setup: .venv/.done
 
@@ -45,6 +45,10 @@ bench: setup
 # The proxies of others that pip has, in environments of their own under ~/.cache.
 bench-peers: setup
 	$(BIN)/python -m bench.peers
+
+# What routing by prefix gains, on two real vLLMs; its table goes into docs/performance.md.
+bench-prefix: setup
+	$(BIN)/python -m bench.prefix
 
 # Load of every kind through the whole chain for SOAK_SECONDS (1800), with clients that leave and engines that die.
 soak: setup

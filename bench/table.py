@@ -123,11 +123,11 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def put_into(document: Path, text: str) -> None:
+def put_into(document: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Between the two marks; everything else in the document stays."""
     before = document.read_text()
-    head, begin, rest = before.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{document} has no lines {BEGIN} and {END}: put them where the table belongs")
-    document.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}")
+    head, begun, rest = before.partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"{document} has no lines {begin} and {end}: put them where the table belongs")
+    document.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}")

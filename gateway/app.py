@@ -24,7 +24,7 @@ from gateway.problem import Problem, rendered
 from gateway.settings import Settings
 from gateway.trunk import Trunk
 from orchestrator import __version__
-from orchestrator.limits import give_back_memory
+from orchestrator.limits import settle
 from orchestrator.traffic import Traffic
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.listener import Listener
@@ -71,7 +71,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             trunk = Trunk(link, connect_seconds=settings.connect_seconds)
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
-            give_back_memory()
+            settle()
             try:
                 yield State(
                     link=link,

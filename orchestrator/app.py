@@ -28,6 +28,7 @@ from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
 from orchestrator.hub import open_hub
 from orchestrator.inference import Inferences
+from orchestrator.limits import settle
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
@@ -162,6 +163,7 @@ async def opened(
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         watching = asyncio.create_task(watcher.run())
+        settle()
         try:
             yield Orchestrator(
                 pool=pool,
