@@ -186,8 +186,8 @@ def rendered(gains: Sequence[Gain], machine: dict[str, Any]) -> str:
             "| routing | prompt tokens found in a cache | first token p50 ms | p90 ms | all questions s |",
             "|---|---:|---:|---:|---:|",
             *(
-                f"| {gain.policy} | {gain.hits:.0%} | {gain.first_p50:.0f} | {gain.first_p90:.0f} | {gain.seconds:.0f} |"
-                for gain in gains
+                f"| {one.policy} | {one.hits:.0%} | {one.first_p50:.0f} | {one.first_p90:.0f} | {one.seconds:.0f} |"
+                for one in gains
             ),
             f"| ratio | {last.hits / first.hits:.2f} | {last.first_p50 / first.first_p50:.2f} "
             f"| {last.first_p90 / first.first_p90:.2f} | {last.seconds / first.seconds:.2f} |",
