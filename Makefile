@@ -1,8 +1,9 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv by themselves.
 BIN := .venv/bin
+COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test check unit setup lock openapi format bench bench-peers bench-prefix soak clean
+.PHONY: demo test check unit setup lock openapi format compiled bench bench-peers bench-prefix soak clean
 
 setup: .venv/.done
 
@@ -36,11 +37,15 @@ format: setup
 openapi: setup
 	$(BIN)/python scripts/openapi.py
 
-# The data path beside other proxies; the table goes into docs/performance.md. QUICK=1: a few minutes, no table.
+# The data path, compiled, beside other proxies; the table goes into docs/performance.md. QUICK=1: a few minutes, no table.
 # ONLY=words: some of it, e.g. ONLY="orchestrator,nginx + ssh". REPETITIONS=5.
-bench: setup
-	$(BIN)/python -m bench $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)",$(if $(QUICK),,--write)) \
-		$(if $(REPETITIONS),--repetitions $(REPETITIONS))
+bench: compiled
+	cd $(COMPILED) && $(CURDIR)/$(BIN)/python -m bench --into $(CURDIR) $(if $(QUICK),--quick) \
+		$(if $(ONLY),--only "$(ONLY)",$(if $(QUICK),,--write)) $(if $(REPETITIONS),--repetitions $(REPETITIONS))
+
+# A copy of the project with its data path as machine code; as a wheel: SLUICE_COMPILED=1 .venv/bin/uv build --wheel
+compiled: setup
+	$(BIN)/python scripts/compiled.py $(COMPILED)
 
 # The proxies of others that pip has, in environments of their own under ~/.cache.
 bench-peers: setup

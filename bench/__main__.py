@@ -18,8 +18,6 @@ from bench.processes import end_well_when_told
 from tests.gateway.sshd import BINARY
 
 _ROOT = Path(__file__).parents[1]
-_DOCUMENT = _ROOT / "docs" / "performance.md"
-_RESULTS = _ROOT / "bench" / "results"
 
 
 def main() -> int:
@@ -42,12 +40,13 @@ def main() -> int:
         "failures": failures,
         "runs": runs,
     }
-    path = _keep(result)
+    path = _keep(result, options.into / "bench" / "results")
     text = table.rendered(result, {name: medians(figures) for name, figures in runs.items()})
     print(text)
+    document = options.into / "docs" / "performance.md"
     if options.write:
-        table.put_into(_DOCUMENT, text)
-    say(f"all numbers are in {path}" + (f", the table is in {_DOCUMENT}" if options.write else ""))
+        table.put_into(document, text)
+    say(f"all numbers are in {path}" + (f", the table is in {document}" if options.write else ""))
     return 1 if failures else 0
 
 
@@ -62,7 +61,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only", default="", metavar="WORDS", help="only what has one of these, comma-separated, in its name"
     )
-    parser.add_argument("--write", action="store_true", help=f"put the table into {_DOCUMENT.relative_to(_ROOT)}")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    parser.add_argument("--into", type=Path, default=_ROOT, metavar="FOLDER", help="the project that gets the results")
     return parser.parse_args()
 
 
@@ -118,9 +118,9 @@ def _one(contestant: Contestant, length: Length) -> Figures:
         return measured(chain, place, Chain(place.replicas[0], {}), length)
 
 
-def _keep(result: dict[str, Any]) -> Path:
-    _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
+def _keep(result: dict[str, Any], folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     return path
 

@@ -8,6 +8,7 @@ from typing import Any
 from bench.measure import Figures
 from bench.peers import ALL
 from bench.targets import TARGETS
+from orchestrator.wire import mux
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 NOTHING = "\N{EN DASH}"
@@ -44,6 +45,7 @@ def machine() -> dict[str, Any]:
         "cores": len(cpus),
         "Linux": platform.release(),
         "Python": platform.python_version(),
+        "our data path": "as Python" if mux.__file__.endswith(".py") else "compiled",
     } | (versions)
 
 

@@ -38,6 +38,7 @@ MOST_BODY = 256 * 1024 * 1024  # bytes of a request; it is kept until an engine 
 KEEP_ALIVE_TICKS = 15  # of a second each, without a byte from the engine, until a stream's client gets a comment
 MOST_LOST_TICKS = 5  # without a byte from an engine whose health checks fail as well, until its answer counts as broken
 _MOST_PREFIXES = 256
+_UNKNOWN = Asked(None)
 _NAMED = frozenset({b"x-request-id"})
 _REPLACED = frozenset({b"x-request-id", b"content-length"})
 _COMMENT = b": keep-alive\n\n"
@@ -121,7 +122,6 @@ class Inference:
 
     _size = 0
     _body = b""
-    _asked = Asked(None)
     _tried: Sequence[Replica] = ()
     _replica: Replica | None = None
     _connection: Connection | None = None
@@ -151,6 +151,7 @@ class Inference:
         self._wanted = group
         self._prefixes = prefixes
         self._id = request.id
+        self._asked = _UNKNOWN
         self._received: list[bytes] = []  # of the body, until all of it is here
 
     # The exchange

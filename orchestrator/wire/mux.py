@@ -53,7 +53,7 @@ class BrokenSession(Exception):
 class _Stream:
     """What both ends of a stream do: keep to the credit, and give it back."""
 
-    _credit = WINDOW  # what may still be sent; below 0 by at most one piece
+    _credit: int  # what may still be sent; below 0 by at most one piece
     _taken = 0  # received, and its credit not given back yet
     _held = False  # whoever takes what is received is slow
     _stopped = False  # the source of what is sent has been paused
@@ -62,6 +62,7 @@ class _Stream:
     def __init__(self, session: "_Session", number: int) -> None:
         self._session = session
         self._id = number
+        self._credit = WINDOW
 
     def _send(self, data: bytes, flags: int = 0) -> None:
         self._credit -= len(data)
@@ -129,6 +130,7 @@ class Stream(_Stream):
     def __init__(self, session: "_Session", number: int, reply: Reply) -> None:
         self._session = session
         self._id = number
+        self._credit = WINDOW
         self._reply = reply
 
     def feed(self, data: bytes) -> None:
@@ -188,6 +190,7 @@ class Served(_Stream):
     def __init__(self, session: "_Session", number: int, server: Server) -> None:
         self._session = session
         self._id = number
+        self._credit = WINDOW
         self._server = server
         self._began = session.loop.time()
 

@@ -2,9 +2,8 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Protocol, cast
+from collections.abc import Awaitable, Callable
+from typing import Protocol, Self, cast
 
 from orchestrator.wire import Reply
 from orchestrator.wire.http1 import (
@@ -235,6 +234,12 @@ class Pool:
         if not waiting:
             self._idle.pop(address, None)
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
     def close(self) -> None:
         for waiting in list(self._idle.values()):
             for connection in list(waiting):
@@ -326,16 +331,11 @@ class Asked:
             self._reply.resume()
 
 
-@asynccontextmanager
-async def open_pool() -> AsyncIterator[Pool]:
-    """Connections to engines, over TCP."""
+def open_pool() -> Pool:
+    """Connections to engines, over TCP; for `async with`, in the event loop that runs."""
     loop = asyncio.get_running_loop()
 
     async def connect(factory: Callable[[], Connection], address: tuple[str, int]) -> None:
         await loop.create_connection(factory, *address)
 
-    pool = Pool(loop, connect)
-    try:
-        yield pool
-    finally:
-        pool.close()
+    return Pool(loop, connect)

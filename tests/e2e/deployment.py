@@ -25,6 +25,7 @@ from tests.cluster.cluster import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
 FAKE = REPOSITORY / "tests" / "fake_engine.py"
+SHARED_BY_ALL = "/usr/bin/python3"  # every user of the machine may run it
 UV = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
 
 
@@ -44,7 +45,7 @@ def shared_python(cache: Path) -> Path:
     folder = cache / f"python-{hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]}"
     if not folder.exists():
         part = folder.with_name(f"{folder.name}.{os.getpid()}")
-        _call(UV, "venv", "--quiet", "--relocatable", "--python", "/usr/bin/python3", str(part))
+        _call(UV, "venv", "--quiet", "--relocatable", "--python", SHARED_BY_ALL, str(part))
         python = str(part / "bin" / "python")
         _call(UV, "pip", "install", "--quiet", "--link-mode=copy", "--python", python, "-r", str(requirements))
         _call(
@@ -58,9 +59,24 @@ def shared_python(cache: Path) -> Path:
 
 
 def unpacked_wheel(target: Path) -> Path:
-    """The project's wheel, built now and unpacked into a folder of its own: what a user would have installed."""
+    """The project's wheel, built now and unpacked into a folder of its own: what a user would have installed.
+
+    Its data path is compiled where the headers of the Python that runs it are here.
+    """
     built = target / "wheel"
-    _call(UV, "build", "--quiet", "--wheel", "--out-dir", str(built), str(REPOSITORY))
+    compiled = {"SLUICE_COMPILED": "1"} if has_compiler() else {}
+    _call(
+        UV,
+        "build",
+        "--quiet",
+        "--wheel",
+        "--out-dir",
+        str(built),
+        "--python",
+        SHARED_BY_ALL,
+        str(REPOSITORY),
+        **compiled,
+    )
     site = target / "site"
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         wheel.extractall(site)
@@ -68,8 +84,15 @@ def unpacked_wheel(target: Path) -> Path:
     return site
 
 
-def _call(*argv: str) -> None:
-    subprocess.run(argv, check=True, timeout=600)
+def has_compiler() -> bool:
+    """Whether modules can be compiled for the Python that all users may run."""
+    words = [SHARED_BY_ALL, "-c", "import sysconfig; print(sysconfig.get_path('include'))"]
+    headers = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout.strip()
+    return shutil.which("gcc") is not None and (Path(headers) / "Python.h").exists()
+
+
+def _call(*argv: str, **environment: str) -> None:
+    subprocess.run(argv, check=True, timeout=600, env=os.environ | environment)
 
 
 def site_config(cluster: Cluster, vllm: list[str], environment: str = "") -> str:

@@ -148,24 +148,23 @@ async def test_a_client_that_left_after_its_answer_is_not_told_of() -> None:
 # Answers that come early, and those that break off
 
 
-class Refusing(Answered):
+def refusing(request: Request, reply: Reply) -> Answered:
     """Answers 413 as soon as it has seen the head."""
-
-    def __init__(self, request: Request, reply: Reply) -> None:
-        reply.write(answer(413, b"too much"))
-        reply.finish()
+    reply.write(answer(413, b"too much"))
+    reply.finish()
+    return Answered()
 
 
 @pytest.mark.parametrize("headers", [b"", b"Expect: 100-continue\r\n"])
 async def test_an_early_answer_is_the_last_one_and_needs_no_body(headers: bytes) -> None:
-    async with serving(Refusing) as served:
+    async with serving(refusing) as served:
         got = await served.send(b"POST / HTTP/1.1\r\nHost: a\r\n%sContent-Length: 100\r\n\r\n" % headers)
     assert got.startswith(b"HTTP/1.1 413")
     assert (got.count(b"HTTP/1.1"), got.count(b"connection: close")) == (1, 1)
 
 
 async def test_an_early_answer_arrives_though_the_body_is_being_sent() -> None:
-    async with serving(Refusing) as served:
+    async with serving(refusing) as served:
         reader, writer = await served.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n" + bytes(900_000) + get("/no"))
         assert (await read_answer(reader))[0] == 413
@@ -175,7 +174,7 @@ async def test_an_early_answer_arrives_though_the_body_is_being_sent() -> None:
 
 
 async def test_a_body_that_nobody_wants_is_not_read_for_ever() -> None:
-    async with serving(Refusing) as served:
+    async with serving(refusing) as served:
         _, writer = await served.connect()
         writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
         with pytest.raises(ConnectionError):
@@ -186,7 +185,7 @@ async def test_a_body_that_nobody_wants_is_not_read_for_ever() -> None:
 
 
 async def test_an_answer_to_a_whole_body_keeps_the_connection() -> None:
-    async with serving(Refusing) as served:
+    async with serving(refusing) as served:
         reader, writer = await served.connect()
         for _ in range(3):
             writer.write(post("/", b"abc"))
