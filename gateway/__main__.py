@@ -12,6 +12,7 @@ import uvicorn
 from gateway.app import create_app, listener_of
 from gateway.settings import Settings, SettingsError, read_settings
 from orchestrator.limits import raise_open_files
+from orchestrator.wire.listener import bound
 
 log = logging.getLogger("gateway")
 
@@ -71,18 +72,10 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
 
 def _listen(settings: Settings) -> socket.socket:
     """A socket bound to the address of the settings; raises PortError."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # With protocol 0 asyncio would not recognise TCP and leave Nagle on for every connection: 40 ms for each answer.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
-        # Two sockets may be bound to one port with SO_REUSEADDR, but only one may listen: so listen before saying so.
-        listener.listen(socket.SOMAXCONN)
+        return bound(settings.host, settings.port)
     except OSError as exc:
-        listener.close()
         raise PortError(_why_not(exc, settings)) from exc
-    return listener
 
 
 def _why_not(exc: OSError, settings: Settings) -> str:

@@ -21,10 +21,10 @@ from gateway.guard import Guard
 from gateway.link import Link, LinkState, LocalLink, Unreached
 from gateway.openssh import OpenSsh
 from gateway.problem import Problem, rendered
-from gateway.settings import Settings
+from gateway.settings import Settings, keys_of
 from gateway.trunk import Trunk
 from orchestrator import __version__
-from orchestrator.limits import settle
+from orchestrator.limits import most_connections, settle
 from orchestrator.traffic import Traffic
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.listener import Listener
@@ -104,11 +104,18 @@ def listener_of(settings: Settings) -> Listener:
     def make_server(application: Application, state: dict[str, Any]) -> Server:
         opened = cast(State, state)
         trunk = opened["trunk"]
+        keys = keys_of(settings)
+
+        def tick() -> None:
+            keys.tick()
+            trunk.tick()
+
         server = Server(
-            handle=Door(Guard(settings), application, trunk, opened["link"]),
+            handle=Door(Guard(settings, keys), application, trunk, opened["link"]),
             render=_rendered,
             observe=opened["traffic"].observe_request,
-            tick=trunk.tick,
+            tick=tick,
+            most=most_connections(settings.max_connections),
         )
         opened["traffic"].in_flight.set_function(lambda: server.in_flight)
         return server

@@ -1,7 +1,7 @@
 """The `sluice` command. What a subcommand needs is imported when it runs, so that `--help` is quick."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -15,6 +15,21 @@ app = typer.Typer(
     name="sluice", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Your cluster's models at http://localhost:8001.",
 )  # fmt: skip
+
+
+keys = typer.Typer(
+    name="keys", no_args_is_help=True,
+    help="API keys: who may use the gateway, or with --orchestrator the orchestrator's TCP port.",
+)  # fmt: skip
+app.add_typer(keys)
+
+Name = Annotated[str, typer.Argument(help="What the key is called: the program or person that gets it.")]
+File = Annotated[Path | None, typer.Option(metavar="FILE", help="The file of keys, in place of the gateway's.")]
+OfOrchestrator = Annotated[bool, typer.Option("--orchestrator", help="The keys of this machine's orchestrator.")]
+ScopeName = Annotated[
+    Literal["use", "manage", "admin"],
+    typer.Option(help="use: ask models and look; manage: start and cancel services too; admin: everything."),
+]
 
 
 def main() -> None:
@@ -63,3 +78,46 @@ def demo(
     from gateway.demo import main
 
     raise typer.Exit(main(once=once, question=question, port=port))
+
+
+@keys.command("create")
+def create_key(
+    name: Name,
+    scope: ScopeName = "use",
+    expires: Annotated[str | None, typer.Option(metavar="TIME", help="When it ends, as 12h or 30d.")] = None,
+    orchestrator: OfOrchestrator = False,
+    file: File = None,
+) -> None:
+    """Make a key. Its secret is shown once, alone on stdout."""
+    from gateway.keyring import create
+    from orchestrator.keys import Scope
+
+    raise typer.Exit(create(file, orchestrator, name, Scope(scope), expires))
+
+
+@keys.command("list")
+def list_keys(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    orchestrator: OfOrchestrator = False,
+    file: File = None,
+) -> None:
+    """List the keys: their names, scopes and times."""
+    from gateway.keyring import show
+
+    raise typer.Exit(show(file, orchestrator, json))
+
+
+@keys.command("revoke")
+def revoke_key(name: Name, orchestrator: OfOrchestrator = False, file: File = None) -> None:
+    """Take a key away, at once and for ever."""
+    from gateway.keyring import revoke
+
+    raise typer.Exit(revoke(file, orchestrator, name))
+
+
+@keys.command("rotate")
+def rotate_key(name: Name, orchestrator: OfOrchestrator = False, file: File = None) -> None:
+    """Give a key a new secret; it lives as long again as it was to."""
+    from gateway.keyring import rotate
+
+    raise typer.Exit(rotate(file, orchestrator, name))

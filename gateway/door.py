@@ -9,6 +9,8 @@ from gateway.guard import Guard
 from gateway.link import Link
 from gateway.problem import rendered
 from gateway.trunk import REPEATABLE, Trunk
+from orchestrator.access import CREDENTIALS, Refusal, acting
+from orchestrator.keys import Key
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.http1 import Request, end_to_end, request_head
@@ -16,25 +18,32 @@ from orchestrator.wire.server import Answered
 
 log = logging.getLogger(__name__)
 
-_NOT_FURTHER = frozenset({b"content-length", b"expect", b"host", b"x-forwarded-host", b"x-request-id"})
+_NOT_FURTHER = CREDENTIALS | {b"content-length", b"expect", b"host", b"x-forwarded-host", b"x-request-id"}
 _ALLOW = {"Allow": "GET, HEAD"}
 MODELS = "/v1/models"
 
 
 class Door:
-    """What is concluded from a head is kept with it (`Head.memo`), for the next request with the same one."""
+    """What is concluded from a head is kept with it (`Head.memo`), for the next request with the same one, as long as
+    the keys stay as they are (`Head.admitted`)."""
 
     def __init__(self, guard: Guard, application: Application, trunk: Trunk, link: Link) -> None:
         self._guard, self._application, self._trunk, self._link = guard, application, trunk, link
+        self._keys = guard.keys
 
     def __call__(self, request: Request, reply: Reply) -> Exchange:
-        passed: Passed | None = request.head.memo
-        if passed is None:
+        head, generation = request.head, self._keys.generation
+        passed: Passed | None = head.memo
+        if passed is None or head.admitted != generation:
             path = request.path
             request.kind = metrics.kind_of(path)
-            if (answered := self._answered(request, reply, path)) is not None:
+            judged = self._guard.judge(request.method.decode(), path, request.headers)
+            answered = self._refused(reply, path, judged) or self._answered(request, reply, path)
+            if answered is not None:
                 return answered
-            passed = request.head.memo = Passed(request.kind, self._outgoing(request, path))
+            whose = None if isinstance(judged, Refusal) else judged
+            passed = head.memo = Passed(request.kind, self._outgoing(request, path, whose))
+            head.admitted = generation
         else:
             request.kind = passed.kind
         session = self._trunk.session
@@ -42,11 +51,14 @@ class Door:
             return session.open(request, passed.head, reply)
         return self._trunk.exchange(request, passed.head, reply, functools.partial(self._unreached, request))
 
+    def _refused(self, reply: Reply, path: str, judged: Key | Refusal | None) -> Exchange | None:
+        if not isinstance(judged, Refusal):
+            return None
+        headers = {"WWW-Authenticate": "Bearer"} if judged.status == 401 else {}
+        return _refuse(reply, path, judged.status, judged.text, headers)
+
     def _answered(self, request: Request, reply: Reply, path: str) -> Exchange | None:
-        """What is refused, or answered by the gateway itself."""
-        if refusal := self._guard.refusal(path, request.headers):
-            headers = {"WWW-Authenticate": "Bearer"} if refusal.status == 401 else {}
-            return _refuse(reply, path, refusal.status, refusal.text, headers)
+        """What is there for nobody, or answered by the gateway itself."""
         if request.kind == "own" or (path == MODELS and request.method in (b"GET", b"HEAD")):
             if path in metrics.OWN and request.method not in (b"GET", b"HEAD"):
                 text = f"{path} answers GET, HEAD, not {request.method.decode()[:20]}; see /docs"
@@ -60,7 +72,7 @@ class Door:
             return _refuse(reply, path, 400, str(exc))
         return None
 
-    def _outgoing(self, request: Request, path: str) -> bytes:
+    def _outgoing(self, request: Request, path: str, whose: Key | None) -> bytes:
         """The head as the orchestrator gets it, without the length of the body and the request's id."""
         method, target = request.method, request.target
         framing = [(b"host", b"orchestrator")]
@@ -72,7 +84,7 @@ class Door:
             framing.append((b"transfer-encoding", b"chunked"))
         if target.partition(b"?")[0] == paths.TARGETS.encode():
             framing.append((b"x-forwarded-host", request.header(b"host") or b""))
-        headers = self._guard.without_key(end_to_end(request.headers, _NOT_FURTHER))
+        headers = acting(end_to_end(request.headers, _NOT_FURTHER), whose)
         return request_head(method, target, headers + framing)
 
     def _unreached(self, request: Request, reply: Reply, status: int, why: str) -> None:

@@ -5,16 +5,19 @@ The only module of the package that looks at the environment.
 
 import ipaddress
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from orchestrator.keys import Key, Keys, Scope, hash_of, now
 from orchestrator.settings import SettingsError, explain, read_toml
 from orchestrator.settings import read_settings as read_orchestrator_settings
 
-__all__ = ["Settings", "SettingsError", "cache_folder", "environment_of_a_child", "is_loopback", "read_settings"]
+__all__ = ["Settings", "SettingsError", "cache_folder", "environment_of_a_child", "is_loopback", "keys_of", "keys_path",
+           "read_settings"]  # fmt: skip
 
 
 class Settings(BaseSettings):
@@ -23,8 +26,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="forbid", frozen=True)
 
     config: Path | None = None
-    # Wanted of every request but /health and /ready when set. Before `host`, whose check looks at it.
-    api_key: SecretStr | None = None
+    api_key: SecretStr | None = None  # one key with all scopes, beside those of the file
+    keys_file: Path | None = None  # of `sluice keys`; None: keys.json in the folder sluicegate of ~/.config
+    loopback_open: bool = False  # on loopback no request needs a key, whatever keys there are
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)  # 0: any free port
     # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal.
@@ -40,6 +44,7 @@ class Settings(BaseSettings):
     keepalive_count: int = Field(default=3, ge=1)  # that many unanswered keep-alives end the SSH connection
     backoff_min_seconds: float = Field(default=1, gt=0)
     backoff_max_seconds: float = Field(default=60, gt=0)
+    max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open
     probe_seconds: float = Field(default=2, gt=0)  # time limit of the questions behind /health and /ready
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -60,17 +65,11 @@ class Settings(BaseSettings):
             raise ValueError("it must be one Host of your SSH configuration, what you would type behind `ssh`")
         return value
 
-    @field_validator("host")
-    @classmethod
-    def _open_only_with_a_key(cls, value: str, info: ValidationInfo) -> str:
-        if not is_loopback(value) and info.data.get("api_key") is None:
-            raise ValueError(
-                "others can reach this address, and every request would run as you on the cluster: "
-                "set GATEWAY_API_KEY as well, or leave GATEWAY_HOST at 127.0.0.1"
-            )
-        return value
+    @property
+    def keys_path(self) -> Path:
+        return self.keys_file or _config_folder() / "keys.json"
 
-    @field_validator("config", "ssh_config", "local_socket")
+    @field_validator("config", "ssh_config", "local_socket", "keys_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -91,8 +90,36 @@ def read_settings(config: Path | None = None) -> Settings:
     """Settings from the environment and from `config`, else the file of GATEWAY_CONFIG, else none.
 
     Without a cluster, `local_socket` is always set in the result. Raises SettingsError with a sentence that names the
-    setting, where it came from and what is allowed.
+    setting, where it came from and what is allowed; also for an address that others reach while there is no key.
     """
+    settings = _read(config)
+    keys = keys_of(settings)
+    if keys.trouble:
+        raise SettingsError(keys.trouble)
+    if not is_loopback(settings.host) and not keys.live:
+        raise SettingsError(
+            f"others can reach {settings.host}, and every request would run as you on the cluster, but there is no "
+            f"key. Make one: sluice keys create me --scope admin --file {shlex.quote(str(settings.keys_path))}\n"
+            "Or set GATEWAY_API_KEY, or leave GATEWAY_HOST at 127.0.0.1."
+        )
+    return settings
+
+
+def keys_path() -> Path:
+    """Where the gateway of this user has its keys."""
+    return _read(None).keys_path
+
+
+def keys_of(settings: Settings) -> Keys:
+    """The keys that a gateway takes."""
+    fixed = []
+    if settings.api_key is not None:
+        digest = hash_of(settings.api_key.get_secret_value().encode())
+        fixed.append(Key("GATEWAY_API_KEY", Scope.ADMIN, digest, now()))
+    return Keys(settings.keys_path, fixed)
+
+
+def _read(config: Path | None) -> Settings:
     path = config or (Path(named) if (named := os.environ.get("GATEWAY_CONFIG")) else None)
     values = read_toml(path) if path else {}
     try:
@@ -116,6 +143,10 @@ def environment_of_a_child(**settings: str) -> dict[str, str]:
     """This process's environment with exactly these settings: the user's own, meant for other runs, are left out."""
     foreign = ("ORCHESTRATOR_", "GATEWAY_")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | settings
+
+
+def _config_folder() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "sluicegate"
 
 
 def cache_folder() -> Path:

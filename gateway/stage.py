@@ -54,6 +54,7 @@ class Stage:
             ORCHESTRATOR_SCHEDULER="local",
             ORCHESTRATOR_SITE=json.dumps({"cache_dir": str(cache_folder())}),
             GATEWAY_PORT=str(self._port),
+            GATEWAY_LOOPBACK_OPEN="true",  # the user's keys are for the user's own gateway
             GATEWAY_LOCAL_SOCKET=str(home / "orchestrator.sock"),
         )
 

@@ -14,12 +14,14 @@ from pathlib import Path
 import uvicorn
 
 from orchestrator.app import create_app, listener_of
+from orchestrator.keys import Keys
 from orchestrator.limits import raise_open_files
 from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm
 from orchestrator.settings import Settings, SettingsError, read_settings
 from orchestrator.store import prepare
+from orchestrator.wire.listener import bound
 
 log = logging.getLogger("orchestrator")
 
@@ -47,7 +49,7 @@ def serve(config: Path | None) -> int:
         )
         for chatty in ("httpx2", "uvicorn", "alembic"):
             logging.getLogger(chatty).setLevel(logging.WARNING)
-        with _home(settings.home), _listening(settings.socket_path) as listener:
+        with _home(settings.home), _listening(settings.socket_path) as listener, _reachable(settings) as further:
             prepare(settings.home / "orchestrator.db")  # here, where its errors can be said in a sentence
             app = create_app(settings, scheduler_of(settings))
             server = uvicorn.Server(
@@ -62,8 +64,9 @@ def serve(config: Path | None) -> int:
                     lifespan="on",
                 )
             )
-            log.info("listening on %s, scheduler %s", settings.socket_path, settings.scheduler)
-            server.run(sockets=[listener])
+            places = " and ".join(filter(None, (str(settings.socket_path), settings.address)))
+            log.info("listening on %s, scheduler %s", places, settings.scheduler)
+            server.run(sockets=[listener, *further])
             return 0 if server.started else 1
     except SettingsError as exc:
         sys.stderr.write(f"sluice orchestrator: {exc}\n")
@@ -121,6 +124,30 @@ def _listening(path: Path) -> Iterator[socket.socket]:
     finally:
         listener.close()
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _reachable(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The TCP port for jobs of the cluster, where there is to be one. Not without a key: nobody could use it."""
+    if settings.host is None:
+        yield []
+        return
+    keys = Keys(settings.keys_path)
+    if keys.trouble or not keys.live:
+        raise SettingsError(
+            keys.trouble
+            or f"ORCHESTRATOR_HOST={settings.host} opens a TCP port, for which every request needs a key, "
+            "but there is none. Make one on this machine: sluice keys create jobs --orchestrator"
+        )
+    try:
+        listener = bound(settings.host, settings.port)
+    except OSError as exc:
+        raise SettingsError(
+            f"cannot listen on {settings.host} port {settings.port}: {exc.strerror or exc}; choose another one, for "
+            f"example ORCHESTRATOR_PORT={settings.port + 1}, or leave ORCHESTRATOR_HOST away"
+        ) from exc
+    with listener:
+        yield [listener]
 
 
 def _remove_stale(path: Path) -> None:

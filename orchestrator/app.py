@@ -21,6 +21,7 @@ from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
+from orchestrator.access import Admission
 from orchestrator.catalogue import read_catalogue
 from orchestrator.deps import Orchestrator, why_none
 from orchestrator.dispatch import Dispatch
@@ -28,7 +29,8 @@ from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
 from orchestrator.hub import open_hub
 from orchestrator.inference import Inferences
-from orchestrator.limits import settle
+from orchestrator.keys import Keys
+from orchestrator.limits import most_connections, settle
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
@@ -159,6 +161,7 @@ async def opened(
             drain=timedelta(seconds=settings.drain_seconds),
             poll_seconds=settings.poll_interval,
             probe_seconds=settings.probe_seconds,
+            own_ports=frozenset({settings.port} if settings.host else ()),
         )
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
@@ -192,15 +195,29 @@ def listener_of(app: FastAPI) -> Listener:
         one: Orchestrator = app.state.orchestrator
         inferences = Inferences(one.replicas, one.pool, one.watcher.clock, functools.partial(why_none, one))
         inferences.most_in_flight = one.settings.max_in_flight
-        return Server(
+        server = Server(
             handle=Dispatch(inferences, application),
             render=rendered,
             observe=one.traffic.observe_request,
             muxed=True,
             tick=inferences.tick,
+            most=most_connections(one.settings.max_connections),
         )
+        server.remote = remote(server, Keys(one.settings.keys_path if one.settings.host else None))
+        return server
 
     return Listener(make_server)
+
+
+def remote(server: Server, keys: Keys) -> Server:
+    """The same for those who come over TCP, from this machine or another: each request needs a key."""
+    return Server(
+        handle=Admission(keys, server.handle, refused, "orchestrator"),
+        render=server.render,
+        observe=server.observe,
+        tick=keys.tick,
+        most=server.most,
+    )  # with heads of its own: what is concluded from one that came through our socket says nothing of who may ask here
 
 
 def _traffic(scope: Scope) -> Traffic:
@@ -240,6 +257,14 @@ def failure(path: str, status: int, detail: str | list[dict[str, Any]], headers:
 def rendered(path: str, status: int, text: str) -> bytes:
     """The same as bytes of HTTP, where no application is asked. The connection ends behind it."""
     return answer(status, problem(path, status, text), [(b"connection", b"close")])
+
+
+def refused(path: str, status: int, text: str) -> bytes:
+    """The same for a request without a key that is enough."""
+    headers = [(b"www-authenticate", b"Bearer")] if status == 401 else []
+    code = "invalid_api_key" if status == 401 else None
+    body = envelope(status, text, code=code) if belongs_to(path) else problem(path, status, text)
+    return answer(status, body, headers)
 
 
 def problem(path: str, status: int, detail: str | list[dict[str, Any]]) -> bytes:

@@ -17,6 +17,13 @@ def raise_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
+def most_connections(wanted: int) -> int:
+    """How many clients may be connected at once: at most for half of the files that may be open. The others are for
+    what is asked on their behalf: with none left not even a refusal could be sent."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft // 2))
+
+
 def settle() -> None:
     """Called when all is imported and opened, for what stays as long as the process does.
 

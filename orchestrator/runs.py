@@ -110,7 +110,7 @@ def parse_endpoints(content: Any) -> Endpoints | None:
         found = tuple(
             Endpoint(
                 node=node,
-                port=_between(1, int(e["port"]), 65535),
+                port=_between(1024, int(e["port"]), 65535),  # below: the system's own services, never an engine
                 replica=int(e["replica"]),
                 gpus=str(e.get("gpus", "")),
                 starts=int(e.get("starts", 1)),

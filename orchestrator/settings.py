@@ -5,6 +5,7 @@ The only module of the package that looks at the environment.
 
 import os
 import re
+import socket
 import sys
 import tomllib
 from pathlib import Path
@@ -77,6 +78,10 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: Path.home() / ".sluicegate")
     socket: Path | None = None  # None: home/orchestrator.sock
     config: Path | None = None
+    # Where jobs of the cluster reach us too, over TCP and with a key of `sluice keys --orchestrator`; None: nowhere.
+    host: str | None = None
+    port: int = Field(default=8010, ge=1024, le=65535)
+    max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open
     scheduler: Literal["slurm", "local"] = "slurm"
     # Further recipe folders, searched before the built-in ones; the first that has a name wins.
     recipes: Annotated[list[Path], NoDecode] = []
@@ -106,6 +111,18 @@ class Settings(BaseSettings):
     @property
     def socket_path(self) -> Path:
         return self.socket or self.home / "orchestrator.sock"
+
+    @property
+    def keys_path(self) -> Path:
+        return self.home / "keys.json"
+
+    @property
+    def address(self) -> str | None:
+        """Of the TCP port, for people and programs on other machines."""
+        if self.host is None:
+            return None
+        name = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host
+        return f"http://{f'[{name}]' if ':' in name else name}:{self.port}"
 
     @property
     def poll_interval(self) -> float:

@@ -5,6 +5,7 @@ One turn is `look()`; what a turn concludes is decided by `follow()`, a pure fun
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Watcher:
     drain: timedelta
     poll_seconds: float
     probe_seconds: float
+    own_ports: frozenset[int] = frozenset()  # of this process: no engine is there
     stale_since: datetime | None = None  # since when the scheduler has not answered
     trouble: str = ""  # in its words
     last_look: datetime | None = None  # the end of the last turn, whatever it found
@@ -179,7 +181,7 @@ class Watcher:
                 state=e.state,
             )
             for e in found.all
-            if belongs(e, job.nodes)
+            if belongs(e, job.nodes) and not (e.port in self.own_ports and is_here(e.node))
         ]
 
     def _key(self, submission_id: str) -> str:
@@ -203,6 +205,10 @@ class Watcher:
 def belongs(endpoint: Endpoint, nodes: str) -> bool:
     """Whether an endpoint is on a node of its job. A job without nodes is a process on this machine."""
     return endpoint.node in hostnames(nodes) if nodes else endpoint.node == "localhost"
+
+
+def is_here(node: str) -> bool:
+    return node == "localhost" or node.partition(".")[0] == socket.gethostname().partition(".")[0]
 
 
 def follow(

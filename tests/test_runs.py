@@ -24,7 +24,7 @@ BAD_LISTS: list[Any] = [None, 7, {"a": 1}, ["x"], [[]], "xx"]
         *ODD_JSON,
         *(GOOD_EXIT | {"exit_code": code} for code in [*BAD_NUMBERS, 256]),
         *(GOOD_EXIT | {"ended_at": when} for when in [*BAD_NUMBERS[1:], -(10**18)]),
-        *(GOOD_ENDPOINTS | {"endpoints": [{"replica": 0, "port": port}]} for port in [*BAD_NUMBERS, 0, 65536]),
+        *(GOOD_ENDPOINTS | {"endpoints": [{"replica": 0, "port": port}]} for port in [*BAD_NUMBERS, 0, 1023, 65536]),
         *(GOOD_ENDPOINTS | {"endpoints": value} for value in BAD_LISTS),
         GOOD_ENDPOINTS | {"restarts": None},
     ],

@@ -61,7 +61,9 @@ def test_keys_are_in_a_private_file_and_nowhere_else(slurm: FakeSlurm, tmp_path:
         told = f"{folder.script.read_text()} {slurm.calls('sbatch')} {service} {job}"
         told += str(await parts.store.events(service.submission_id)) + str(slurm.environment_of("sbatch"))
         assert [value for value in keys.values() if value in told] == []
-        assert (await parts.start())[0].submission_id != service.submission_id
+        other, _ = await parts.start()
+        assert other.submission_id != service.submission_id
+        assert parts.services.folder(other.submission_id).read_secrets()["VLLM_API_KEY"] != keys["VLLM_API_KEY"]
 
     with_parts(slurm, work, site=fake_engine_site(token_file=str(token)))
 

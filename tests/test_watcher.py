@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import sqlite3
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -177,9 +178,11 @@ def slurm(tmp_path: Path) -> FakeSlurm:
     return FakeSlurm(tmp_path)
 
 
-def publish(parts: Parts, service: Service, job_id: str, node: str = "node1", restarts: int = 0) -> None:
-    """What a job's script writes when its engine starts. Port 9 answers nobody."""
-    content = {"job_id": job_id, "node": node, "restarts": restarts, "endpoints": [{"replica": 0, "port": 9}]}
+def publish(
+    parts: Parts, service: Service, job_id: str, node: str = "node1", restarts: int = 0, port: int = 9009
+) -> None:
+    """What a job's script writes when its engine starts. Nobody answers there."""
+    content = {"job_id": job_id, "node": node, "restarts": restarts, "endpoints": [{"replica": 0, "port": port}]}
     (parts.services.folder(service.submission_id).path / "endpoints.json").write_text(json.dumps(content))
 
 
@@ -401,22 +404,28 @@ def test_one_job_that_cannot_be_followed_does_not_hide_the_others(slurm: FakeSlu
 
 
 @pytest.mark.parametrize(
-    ("job_id", "node", "restarts", "placed"),
+    ("job_id", "node", "restarts", "port", "placed"),
     [
-        ("100", "node1", 1, True),
-        ("99", "node1", 1, False),
-        ("100", "evil.example", 1, False),
-        ("100", "node1", 0, False),
+        ("100", "node1", 1, 9009, True),
+        ("99", "node1", 1, 9009, False),
+        ("100", "evil.example", 1, 9009, False),
+        ("100", "127.0.0.1", 1, 9009, False),
+        ("100", "node1", 0, 9009, False),
+        ("100", "node1", 1, 1023, False),
+        ("100", "node1", 1, 8010, True),
+        ("100", socket.gethostname(), 1, 9009, True),
+        ("100", socket.gethostname(), 1, 8010, False),  # the orchestrator's own: a job would be asked through it
     ],
 )
 def test_only_endpoints_of_this_start_of_this_job_are_believed(
-    slurm: FakeSlurm, job_id: str, node: str, restarts: int, placed: bool
+    slurm: FakeSlurm, job_id: str, node: str, restarts: int, port: int, placed: bool
 ) -> None:
     async def work() -> None:
         async with orchestrated(slurm.home / "o", slurm.scheduler()) as parts:
             service, _ = await parts.start()
-            slurm.change("100", state="RUNNING", nodelist="node[1-2]", restartcnt="1")
-            publish(parts, service, job_id, node, restarts)
+            parts.watcher.own_ports = frozenset({8010})
+            slurm.change("100", state="RUNNING", nodelist=f"node[1-2],{socket.gethostname()}", restartcnt="1")
+            publish(parts, service, job_id, node, restarts, port)
             await parts.watcher.look()
             assert bool(parts.replicas.of(service.submission_id)) is placed
 

@@ -29,11 +29,14 @@ class WatcherHealth(BaseModel):
 
 
 class Health(BaseModel):
+    """`tcp`: where jobs of the cluster reach this orchestrator with a key, null where they do not."""
+
     status: Literal["healthy", "degraded"]
     service: str
     version: str
     scheduler: str
     started_at: datetime
+    tcp: str | None
     watcher: WatcherHealth
 
 
@@ -53,6 +56,7 @@ async def health(app: App) -> Health:
         version=__version__,
         scheduler=app.settings.scheduler,
         started_at=app.started_at,
+        tcp=app.settings.address,
         watcher=WatcherHealth(
             late=late, last_look=watcher.last_look, stale_since=watcher.stale_since, trouble=watcher.trouble
         ),

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from fastapi import APIRouter, Path
 from pydantic import AfterValidator
@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from orchestrator import vectors
 from orchestrator.deps import App, Orchestrator, Wanted, check_ready, find
-from orchestrator.errors import BadRequest, EngineError
+from orchestrator.errors import BadRequest, EngineError, NotFound
 from orchestrator.relay import Interrupted, RelayError, relay
 from orchestrator.replicas import Replica
 from orchestrator.routes.services import ServiceId
@@ -52,9 +52,14 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
     }
     for status in (400, 404, 409, 422)
 }
+# What Qdrant answers besides is its web pages and the switches of its own process.
+_RELAYED = (
+    "collections", "aliases", "snapshots", "cluster", "telemetry", "metrics", "locks", "issues", "healthz", "livez",
+    "readyz",
+)  # fmt: skip
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 # What a client of ours sends for us, not for Qdrant.
-_OURS = frozenset({b"authorization", b"api-key", b"x-api-key", b"cookie", b"idempotency-key", b"x-sluice-actor"})
+OF_CLIENTS = frozenset({b"authorization", b"api-key", b"x-api-key", b"cookie", b"idempotency-key", b"x-sluice-actor"})
 
 
 @router.get("/vector-db/services", summary="List the vector databases")
@@ -199,7 +204,11 @@ async def show_metrics(app: App, service_id: ServiceId) -> Response:
 async def relay_to_qdrant(app: App, service_id: ServiceId, request: Request) -> Response:
     """Qdrant's REST API, untouched."""
     _, replica = await ready(app, service_id)
-    return Relayed(app, replica, native_target(request.scope))
+    target = native_target(request.scope)
+    if not is_relayed(target):
+        there_is = ", ".join(f"/{name}" for name in _RELAYED)
+        raise NotFound(f"Of Qdrant's own API there is {there_is}, not {target[:200]}")
+    return Relayed(app, replica, target)
 
 
 def native_target(scope: Mapping[str, Any]) -> str:
@@ -208,6 +217,13 @@ def native_target(scope: Mapping[str, Any]) -> str:
     below = raw.partition("/vector-db/")[2].split("/", 2)[2:]
     query = scope["query_string"].decode("latin-1")
     return f"/{''.join(below)}{'?' if query else ''}{query}"
+
+
+def is_relayed(target: str) -> bool:
+    """Whether a path is one of Qdrant's API, for data and for looking at it. Pure."""
+    segments = [unquote(segment) for segment in target.partition("?")[0].split("/")[1:]]
+    known = segments == [""] or segments[0] in _RELAYED
+    return known and not any(segment in (".", "..") for segment in segments)
 
 
 async def ready(app: Orchestrator, service_id: str) -> tuple[Wanted, Replica]:
@@ -237,7 +253,7 @@ class Relayed(Response):
         self._app, self._replica, self._target, self._received = app, replica, target, content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in _OURS]
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in OF_CLIENTS]
         headers += [(name.encode(), value.encode()) for name, value in vectors.key_headers(self._replica).items()]
         try:
             with self._replica.lease(self._app.watcher.clock()):

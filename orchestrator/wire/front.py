@@ -4,6 +4,7 @@ One request at a time; what a client sends ahead waits. Nothing here knows what 
 """
 
 import asyncio
+import socket
 from typing import cast
 
 from orchestrator.wire import Exchange
@@ -25,6 +26,7 @@ from orchestrator.wire.unchunked import Unchunked
 _MOST_AHEAD = 64 * 1024  # bytes of further requests that are kept while one is being answered
 _MOST_IGNORED = 1024 * 1024  # bytes of a body that nobody wants any more, read so that the answer arrives
 _LINGER_SECONDS = 5  # for what nobody wants any more
+_MOST_TURNED_AWAY = 256  # connections at once that are told why; those beyond them are just ended
 _WRITE_BUFFER = 256 * 1024
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -49,14 +51,25 @@ class Front(asyncio.Protocol):
         self._closing = False
         self._reading = True
         self._full = False  # the client does not take what has been written
+        self._full_since = 0.0
         self._began = 0.0
+        self._unwelcome = False  # there are too many others
 
     # The connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's are not derived from asyncio's
         self.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
+        if self._server.remote is not None and self._is_remote():
+            self._server = self._server.remote
         self._server.joined(self)
+        if self._server.crowd > _MOST_TURNED_AWAY:
+            self.transport.abort()
+        elif self._server.crowd > 0:
+            self._unwelcome = True
+
+    def _is_remote(self) -> bool:
+        return bool(self.transport.get_extra_info("socket").family != socket.AF_UNIX)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.left(self)
@@ -67,7 +80,10 @@ class Front(asyncio.Protocol):
                 self._exchange.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._extent is not None:
+        if self._unwelcome:
+            # Only now, so that a client that asks before it listens has its answer and not a broken connection.
+            self._refuse("", 503, f"all {self._server.most} connections are taken; close some, or try again in a while")
+        elif self._extent is not None:
             self._since = self._time()
             self._take_body(data)
         elif self._request is not None or self._closing or self._full:
@@ -77,6 +93,7 @@ class Front(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._full = True
+        self._full_since = self._time()
         if self._exchange is not None and not self._answered:
             self._exchange.pause()
 
@@ -90,13 +107,15 @@ class Front(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         silent, limits = now - self._since, self._server.timeouts
-        if self._extent is not None and self._reading:
+        if self._full and now - self._full_since > limits.taken:
+            self._close(at_once=True)
+        elif self._extent is not None and self._reading:
             if silent > (_LINGER_SECONDS if self._answered else limits.body):
                 self._give_up(408, f"nothing of the body came for {limits.body:g} s")
         elif self._request is None and not self._full:
             if self._ahead and silent > limits.head:
                 self._refuse("", 408, f"the head was not complete within {limits.head:g} s")
-            elif not self._ahead and silent > limits.idle:
+            elif not self._ahead and silent > (_LINGER_SECONDS if self._unwelcome else limits.idle):
                 self.transport.close()
 
     def shutdown(self) -> None:

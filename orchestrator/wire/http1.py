@@ -38,10 +38,22 @@ class Head:
     """What a request's head says, apart from the length of its body. Shared by all requests with the same head.
 
     Names of headers are in lower case; `target` is raw, as in the request line. `memo` is for whoever handles such
-    requests: what it has concluded from the head, to be found again.
+    requests: what it has concluded from the head, to be found again; `admitted` is for whoever is at the door: in which
+    state of the keys the head was let through.
     """
 
-    __slots__ = ("chunked", "expects", "first", "headers", "keep_alive", "memo", "method", "minor", "target")
+    __slots__ = (
+        "admitted",
+        "chunked",
+        "expects",
+        "first",
+        "headers",
+        "keep_alive",
+        "memo",
+        "method",
+        "minor",
+        "target",
+    )
 
     method: bytes
     target: bytes
@@ -55,6 +67,7 @@ class Head:
     def __init__(self) -> None:
         self.headers = []
         self.memo: Any = None
+        self.admitted = 0
 
     def on_url(self, url: bytes) -> None:
         self.target = url

@@ -1,6 +1,7 @@
 """Our connections inside uvicorn, which keeps the sockets, the lifespan and the signals."""
 
 import asyncio
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,22 @@ from orchestrator.wire.hosted import Application
 from orchestrator.wire.server import Server
 
 _SWEEP_SECONDS = 1.0
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A TCP socket that listens. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With protocol 0 asyncio would not recognise TCP and leave Nagle on for every connection: 40 ms for each answer.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Two sockets may be bound to one port with SO_REUSEADDR, but only one may listen: so listen before saying so.
+        listener.listen(socket.SOMAXCONN)
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 class Listener:
@@ -35,11 +52,16 @@ class Listener:
         loop = _loop or asyncio.get_running_loop()
         if self._server is None:
             self._server = self._make_server(Application(config, server_state, app_state), app_state)
-            self._server.registry = server_state.connections
+            for server in self._all(self._server):
+                server.registry = server_state.connections
             self._sweep(loop, self._server)
         return Front(self._server, loop)
 
     def _sweep(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
-        server.sweep(loop.time())
-        server.tick()
-        loop.call_later(_SWEEP_SECONDS, self._sweep, loop, server)
+        loop.call_later(_SWEEP_SECONDS, self._sweep, loop, server)  # first: a turn that fails is not the last one
+        for one in self._all(server):
+            one.sweep(loop.time())
+            one.tick()
+
+    def _all(self, server: Server) -> list[Server]:
+        return [server] if server.remote is None else [server, server.remote]

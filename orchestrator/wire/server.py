@@ -23,6 +23,7 @@ class Timeouts:
     head: float = 30
     body: float = 60  # without a byte of it
     idle: float = 120
+    taken: float = 600  # without the client taking anything of what waits for it
 
 
 class Connection(Protocol):
@@ -40,13 +41,16 @@ class Server:
     """`render`: a request's path, a status and a text in, a complete answer out.
 
     `observe` is told of each answered request: its status, and how many seconds it took. `muxed`: whether clients may
-    ask for many requests over one connection.
+    ask for many requests over one connection. `most`: connections at once; further ones are told to come back.
+    `remote`: the server of the connections that come over TCP, where these are treated otherwise.
     """
 
     handle: Handle
     render: Callable[[str, int, str], bytes]
     observe: Callable[[Request, int, float], None]
     muxed: bool = False
+    most: int | None = None
+    remote: "Server | None" = None
     timeouts: Timeouts = Timeouts()
     heads: Heads = field(default_factory=Heads)
     tick: Callable[[], None] = lambda: None  # once a second
@@ -55,6 +59,11 @@ class Server:
     _open: set[Connection] = field(default_factory=set)
     _prefix: bytes = field(default_factory=lambda: b"req-" + secrets.token_hex(4).encode())
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def crowd(self) -> int:
+        """How many connections there are beyond those that are served."""
+        return 0 if self.most is None else len(self._open) - self.most
 
     def joined(self, connection: Connection) -> None:
         self._open.add(connection)

@@ -22,6 +22,7 @@ def anyio_backend() -> str:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GATEWAY_CONFIG", "GATEWAY_CLUSTER", "GATEWAY_API_KEY", "GATEWAY_HOST", "ORCHESTRATOR_CONFIG"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")  # where the keys of whoever runs the tests are not
 
 
 @pytest.fixture

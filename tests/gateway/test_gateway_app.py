@@ -163,7 +163,7 @@ async def test_odd_requests(client: httpx2.AsyncClient) -> None:
     end = b"Host: localhost\r\nConnection: close\r\n\r\n"
     assert b" 400 " in (await raw(client, b"GET /api/v1/\xc3\xa9 HTTP/1.1\r\n" + end)).split(b"\r\n")[0]
     empty_token = await raw(client, b"GET /api/v1/echo HTTP/1.1\r\nAuthorization: Bearer \r\n" + end)
-    assert b'["authorization", "Bearer"]' in empty_token
+    assert empty_token.startswith(b"HTTP/1.1 200 ")
 
 
 def test_the_document_speaks_the_gateway_s_paths() -> None:

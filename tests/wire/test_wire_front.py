@@ -343,6 +343,33 @@ async def test_a_client_that_says_nothing_is_given_up(sent: bytes, after: int, s
         writer.close()
 
 
+async def test_connections_beyond_the_bound_are_told_so_and_far_beyond_it_just_ended() -> None:
+    handler = Handler()
+    async with serving(handler) as served:
+        served.server.most = 2
+        kept = [await served.connect() for _ in range(2)]
+        await until(lambda: len(served.fronts) == 2)
+        got = await served.send(get("/too-many"))
+        assert got.startswith(b"HTTP/1.1 503 ")
+        assert b"all 2 connections are taken" in got
+        silent_ones = [await served.connect() for _ in range(256)]
+        await until(lambda: len(served.server.registry) == 258)
+        ended, writer = await served.connect()
+        assert await ended.read() == b""
+        writer.close()
+        for reader, writer in kept:  # who was here before has lost nothing
+            writer.write(get("/kept"))
+            assert (await read_answer(reader))[0] == 200
+        served.server.sweep(asyncio.get_running_loop().time() + 6)
+        await until(lambda: len(served.server.registry) == 2)
+        assert [await reader.read() for reader, _ in silent_ones] == [b""] * 256
+        for _, writer in (*kept, *silent_ones):
+            writer.close()
+        await until(lambda: not served.server.registry)
+        assert (await served.send(get("/again", b"Connection: close\r\n"))).startswith(b"HTTP/1.1 200 ")
+    assert [one.request.path for one in handler.noted] == ["/kept", "/kept", "/again"]
+
+
 async def test_a_head_that_trickles_gets_no_more_time() -> None:
     async with serving(Handler()) as served:
         _, writer = await served.connect()
@@ -435,6 +462,26 @@ async def test_a_slow_reader_stops_the_source_and_gets_it_all_later() -> None:
             tracemalloc.stop()
         writer.transport.abort()
         await until(lambda: "abort" in sources[0].calls)
+
+
+async def test_a_client_that_takes_nothing_is_given_up() -> None:
+    sources: list[Source] = []
+
+    def handle(request: Request, reply: Reply) -> Exchange:
+        sources.append(Source(request, reply, silent))
+        return sources[-1]
+
+    async with serving(handle) as served:
+        _, writer = await served.connect()
+        transport_of(writer).pause_reading()
+        writer.write(get("/"))
+        await until(lambda: bool(sources) and not sources[0].running)
+        served.server.sweep(front_of(served)._full_since + 599)
+        assert not front_of(served).transport.is_closing()
+        served.server.sweep(front_of(served)._full_since + 601)
+        await until(lambda: "abort" in sources[0].calls)
+        assert served.answered == [(200, "/")]
+        writer.transport.abort()
 
 
 async def test_answers_that_nobody_reads_stop_the_requests() -> None:

@@ -1,0 +1,154 @@
+"""Who may ask for what: the same rules for the gateway and for the orchestrator's TCP port. Pure but for the keys.
+
+A key is taken from three headers, of which each is what some client sends. What a request needs is read from its method
+and path alone; what is not known here and changes something needs the most.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from orchestrator.keys import Key, Keys, Scope, said
+from orchestrator.traffic import OTHER
+from orchestrator.wire import Exchange, Handle, Reply
+from orchestrator.wire.http1 import Request
+from orchestrator.wire.server import Answered
+
+Headers = list[tuple[bytes, bytes]]
+
+OPEN = ("/health", "/ready")
+"""Paths that need no key: whoever looks after a process has none."""
+CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"cookie"})
+"""Headers that are between a client and us: nobody behind us gets them."""
+
+ACTOR = b"x-sluice-actor"
+
+_KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
+_READING = ("GET", "HEAD", "OPTIONS")
+_ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?")
+# Snapshots are files and addresses that the engine reads and writes, a cluster's nodes are other machines.
+_ENGINE_ITSELF = re.compile(r"/api(/v1)?(/services)?/vector-db/[^/]+/qdrant/(.*/)?(snapshots|cluster)(/.*)?")
+_USE = re.compile(
+    r"/v[12]/.+|/tokenize|/detokenize|/rerank|/score|/pooling|/classify"
+    r"|/api(/v1)?/services/[^/]+(/v[12]/.+|/tokenize|/detokenize|/rerank|/score|/pooling|/classify)"
+    r"|/api(/v1)?(/services)?/vllm/[^/]+/prompt"
+    r"|/api(/v1)?(/services)?/vector-db/[^/]+/.+"
+)
+_MANAGE = re.compile(r"/api(/v1)?/(services|service-groups)(/.*)?|/jobs(/.*)?")
+
+
+def needed(method: str, path: str) -> Scope:
+    """The scope that a request needs. `path` is raw, as in the request line, without the query."""
+    decoded = unquote(path)  # as the routes read it, so that no spelling of a path asks for less
+    if _ADMIN.fullmatch(decoded):
+        return Scope.ADMIN
+    if method in _READING:
+        return Scope.USE
+    if _ENGINE_ITSELF.fullmatch(decoded):
+        return Scope.MANAGE
+    if _USE.fullmatch(decoded):
+        return Scope.USE
+    return Scope.MANAGE if _MANAGE.fullmatch(decoded) else Scope.ADMIN
+
+
+@dataclass(frozen=True)
+class Refusal:
+    status: int
+    text: str
+
+
+def doubled(headers: Headers) -> Refusal | None:
+    """Two who read such a request could take different ones."""
+    for name in (b"host", b"origin"):
+        if sum(header == name for header, _ in headers) > 1:
+            return Refusal(400, f"the request has more than one {name.decode().title()} header; send one")
+    return None
+
+
+def foreign(headers: Headers, what: str) -> Refusal | None:
+    """A page of another site may not send requests, as it could even where it may not read the answers."""
+    first = dict(reversed(headers))
+    host, origin = first.get(b"host", b"").lower(), first.get(b"origin")
+    if origin is None or origin.lower() in (b"http://" + host, b"https://" + host):
+        return None
+    page = origin.decode("latin-1")
+    return Refusal(403, f"a page from {page} may not use this {what}; call it from a program, or its own pages")
+
+
+def judge(keys: Keys, method: str, path: str, headers: Headers, what: str) -> Key | Refusal | None:
+    """The key that came with a request and is enough for it, or why there is none; None where none is needed.
+
+    Names of headers are in lower case. Of what was not a key of ours nothing is said.
+    """
+    if path in OPEN:
+        return None
+    given = [secret for secret in given_keys(headers) if secret]
+    known = [key for secret in given if (key := keys.find(secret)) is not None]
+    live = [key for key in known if keys.state(key) == "live"]
+    need = needed(method, path)
+    for key in live:
+        if key.scope.covers(need):
+            return key
+    if live:
+        key = live[0]
+        text = f"the key {key.name!r} has the scope {key.scope}, but {method[:20]} {path[:200]} needs {need}"
+        return Refusal(403, f"{text}: use a key that has it, or make one: sluice keys create NAME --scope {need}")
+    if known:
+        return Refusal(401, _ended(known[0]))
+    if given and keys.trouble:
+        return Refusal(401, f"this {what} cannot read its keys, so it takes none of them; its log says why")
+    if given:
+        return Refusal(401, f"this {what} does not know the key that was given")
+    return Refusal(401, f"this {what} wants an API key as `Authorization: Bearer …`, `X-API-Key` or `api-key`")
+
+
+def given_keys(headers: Headers) -> Iterator[bytes]:
+    """What may be keys, as clients send them."""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, token = value.partition(b" ")
+            if scheme.lower() == b"bearer":
+                yield token.strip()
+        elif name in _KEY_HEADERS:
+            yield value.strip()
+
+
+def acting(headers: Headers, key: Key | None) -> Headers:
+    """The headers with the name of whose key it is, for the record, in place of what a client says of itself."""
+    kept = [header for header in headers if header[0] != ACTOR]
+    return kept if key is None else [*kept, (ACTOR, key.name.encode())]
+
+
+def _ended(key: Key) -> str:
+    if key.revoked is not None:
+        return f"the key {key.name!r} was revoked at {said(key.revoked)}; ask for another one"
+    since = "" if key.expires is None else f" since {said(key.expires)}"
+    return f"the key {key.name!r} has expired{since}; a new secret for it: sluice keys rotate {key.name}"
+
+
+class Admission:
+    """The handler in front of another one: only who has a key gets through to it.
+
+    What was concluded from a head is kept with it (`Head.admitted`), until something changes about the keys.
+    """
+
+    def __init__(self, keys: Keys, inner: Handle, render: Callable[[str, int, str], bytes], what: str) -> None:
+        self._keys, self._inner, self._render, self._what = keys, inner, render, what
+
+    def __call__(self, request: Request, reply: Reply) -> Exchange:
+        if request.head.admitted != self._keys.generation:
+            judged = self._judge(request)
+            if isinstance(judged, Refusal):
+                request.kind = OTHER
+                reply.write(self._render(request.path, judged.status, judged.text))
+                reply.finish()
+                return Answered()
+            request.head.headers = acting(request.headers, judged)
+            request.head.admitted = self._keys.generation
+        return self._inner(request, reply)
+
+    def _judge(self, request: Request) -> Key | Refusal | None:
+        headers, method = request.headers, request.method.decode()
+        refusal = doubled(headers) or foreign(headers, self._what)
+        return refusal or judge(self._keys, method, request.path, headers, self._what)
