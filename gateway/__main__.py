@@ -11,6 +11,7 @@ import uvicorn
 
 from gateway.app import create_app, listener_of
 from gateway.settings import Settings, SettingsError, read_settings
+from orchestrator.journal import open_journal
 from orchestrator.limits import raise_open_files
 from orchestrator.wire.listener import bound
 
@@ -39,14 +40,11 @@ def serve(config: Path | None) -> int:
         sys.stderr.write(f"sluice gateway: {exc}\n")
         return 1
     raise_open_files()
-    with listener:
+    with listener, open_journal(settings.log_level, settings.log_format):
         return _serve(settings, listener)
 
 
 def _serve(settings: Settings, listener: socket.socket) -> int:
-    logging.basicConfig(
-        level=settings.log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
     for noisy in ("httpx2", "httpcore2", "asyncssh"):  # one line for each request, or for each SSH channel
         logging.getLogger(noisy).setLevel(logging.DEBUG if settings.log_level == "debug" else logging.WARNING)
     host, port = listener.getsockname()[:2]

@@ -24,6 +24,7 @@ from gateway.problem import Problem, rendered
 from gateway.settings import Settings, keys_of
 from gateway.trunk import Trunk
 from orchestrator import __version__
+from orchestrator.journal import Noted
 from orchestrator.limits import most_connections, settle
 from orchestrator.traffic import Traffic
 from orchestrator.wire.hosted import Application
@@ -113,7 +114,7 @@ def listener_of(settings: Settings) -> Listener:
         server = Server(
             handle=Door(Guard(settings, keys), application, trunk, opened["link"]),
             render=_rendered,
-            observe=opened["traffic"].observe_request,
+            observe=Noted(opened["traffic"].observe_request),
             tick=tick,
             most=most_connections(settings.max_connections),
         )

@@ -89,7 +89,8 @@ class Door:
 
     def _unreached(self, request: Request, reply: Reply, status: int, why: str) -> None:
         state = self._link.status
-        log.info("%s %s: not reached: %s", request.method.decode(), request.path, why)
+        words = "%s %s: not reached: %s"
+        log.info(words, request.method.decode(), request.path[:200], why, extra={"request": request.id})
         reply.write(rendered(request.path, status, state.advice, {"Retry-After": str(state.retry_after)}))
         reply.finish()
 

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open
     probe_seconds: float = Field(default=2, gt=0)  # time limit of the questions behind /health and /ready
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
 
     @field_validator("api_key", "cluster", mode="before")
     @classmethod

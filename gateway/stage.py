@@ -37,10 +37,10 @@ class Stage:
             home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sluice-demo-", dir="/tmp")))
             opened.callback(end_all_in, home)
             environment, socket = self._environment(home), home / "orchestrator.sock"
-            self._orchestrator = opened.enter_context(Child("orchestrator", environment, home / "orchestrator.log"))
+            self._orchestrator = opened.enter_context(Child("orchestrator", environment, home / "orchestrator.stderr"))
             behind = httpx2.Client(transport=httpx2.HTTPTransport(uds=str(socket)), base_url="http://o", timeout=10)
             opened.callback(_end_services, opened.enter_context(behind))
-            self._gateway = opened.enter_context(Child("gateway", environment, home / "gateway.log"))
+            self._gateway = opened.enter_context(Child("gateway", environment, home / "gateway.stderr"))
             self._client = opened.enter_context(httpx2.Client(base_url=self.url, trust_env=False, timeout=10))
             self._opened = opened.pop_all()
         return self

@@ -8,17 +8,18 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import uvicorn
 
 from orchestrator.app import create_app, listener_of
+from orchestrator.journal import open_journal
 from orchestrator.keys import Keys
 from orchestrator.limits import raise_open_files
 from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
-from orchestrator.schedulers.slurm import Slurm
+from orchestrator.schedulers.slurm import Slurm, clean_environment
 from orchestrator.settings import Settings, SettingsError, read_settings
 from orchestrator.store import prepare
 from orchestrator.wire.listener import bound
@@ -42,14 +43,12 @@ def serve(config: Path | None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         settings = read_settings(config)
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            stream=sys.stderr,
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
-        for chatty in ("httpx2", "uvicorn", "alembic"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
-        with _home(settings.home), _listening(settings.socket_path) as listener, _reachable(settings) as further:
+        with (
+            _home(settings.home),
+            _journal(settings),
+            _listening(settings.socket_path) as listener,
+            _reachable(settings) as further,
+        ):
             prepare(settings.home / "orchestrator.db")  # here, where its errors can be said in a sentence
             app = create_app(settings, scheduler_of(settings))
             server = uvicorn.Server(
@@ -75,10 +74,24 @@ def serve(config: Path | None) -> int:
         return 130
 
 
+@contextmanager
+def _journal(settings: Settings) -> Iterator[None]:
+    file = settings.home / "orchestrator.log"
+    for chatty in ("httpx2", "uvicorn", "alembic"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    with ExitStack() as opened:
+        try:
+            opened.enter_context(open_journal(settings.log_level, settings.log_format, file, settings.log_megabytes))
+        except OSError as exc:
+            raise SettingsError(f"cannot write the log {file}: {exc}; see ORCHESTRATOR_HOME") from exc
+        yield
+
+
 def scheduler_of(settings: Settings) -> Scheduler:
     if settings.scheduler == "local":
         return Local(settings.home)
-    return Slurm(timeout=settings.command_seconds)
+    environment = clean_environment(os.environ, settings.site.slurm_environment)
+    return Slurm(timeout=settings.command_seconds, environment=environment)
 
 
 @contextmanager

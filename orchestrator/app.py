@@ -23,12 +23,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from orchestrator import __version__
 from orchestrator.access import Admission
 from orchestrator.catalogue import read_catalogue
+from orchestrator.confidential import MASK, is_secret, redacted
 from orchestrator.deps import Orchestrator, why_none
 from orchestrator.dispatch import Dispatch
 from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
 from orchestrator.hub import open_hub
 from orchestrator.inference import Inferences
+from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
 from orchestrator.recipes import RecipeBook, builtin_recipes
@@ -198,7 +200,7 @@ def listener_of(app: FastAPI) -> Listener:
         server = Server(
             handle=Dispatch(inferences, application),
             render=rendered,
-            observe=one.traffic.observe_request,
+            observe=Noted(one.traffic.observe_request),
             muxed=True,
             tick=inferences.tick,
             most=most_connections(one.settings.max_connections),
@@ -268,7 +270,8 @@ def refused(path: str, status: int, text: str) -> bytes:
 
 
 def problem(path: str, status: int, detail: str | list[dict[str, Any]]) -> bytes:
-    """An error's body."""
+    """An error's body. Some errors repeat what the client or an engine has sent."""
+    detail = redacted(detail) if isinstance(detail, str) else detail
     content: dict[str, Any] = {"detail": detail}
     text = detail if isinstance(detail, str) else json.dumps(detail)
     if belongs_to(path):
@@ -286,6 +289,8 @@ def _path(request: Request) -> str:
 
 def _render_ours(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, OrchestratorError)
+    if exc.status >= 500:
+        log.warning("%s %s: %s", request.method, _path(request)[:200], str(exc)[:MOST_WORDS])
     headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
     if isinstance(exc, TooLarge):
         # What is still to come may have no end, and the gateway sends all of a request before it reads the answer.
@@ -319,12 +324,14 @@ def _render_invalid(request: Request, exc: Exception) -> Response:
 
 def _told(error: Mapping[str, Any]) -> dict[str, Any]:
     """One line of FastAPI's list. The input is repeated only where it is short: bodies may be huge, or hold NaN."""
-    told = {"type": error["type"], "loc": list(error["loc"]), "msg": error["msg"]}
+    told = {"type": error["type"], "loc": list(error["loc"]), "msg": redacted(error["msg"])}
     if error["type"] == "json_invalid":
         told["msg"] = f"The body is no JSON: {error['ctx']['error']}"
     given = error.get("input")
     if isinstance(given, str | int | bool) and len(str(given)) <= 200:
-        told["input"] = given
+        told["input"] = (
+            MASK if is_secret(str(error["loc"][-1])) else redacted(given) if isinstance(given, str) else given
+        )
     return told
 
 

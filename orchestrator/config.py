@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from orchestrator.confidential import MASK, is_secret
 from orchestrator.errors import Invalid
 from orchestrator.recipes import ENVIRONMENT_NAME, Parameter, Recipe, Resources, Value
 from orchestrator.routing import DEFAULT, POLICIES
@@ -25,9 +26,12 @@ SCRIPT_NAMES = re.compile(
     r"|_|IFS|PS4|ENV|BASH.*|SHELLOPTS|SHLVL|PWD|OLDPWD|CDPATH|UID|EUID|PPID|GROUPS|DIRSTACK|FUNCNAME|PIPESTATUS|LINENO"
     r"|SECONDS|S?RANDOM|EPOCH.*|HISTCMD|OPT(ARG|ERR|IND)|COMP_.*|GLOBIGNORE|EXECIGNORE|POSIXLY_CORRECT|TMOUT|REPLY"
 )
-# Names that would change what runs, not how: the loader's, the shell's, Python's and Slurm's own.
+# Names that would change what runs, not how: the loader's, the shell's, Python's and Slurm's own. A job runs as its
+# user, who may run anything anyway: the refusal keeps nobody out. It protects the script's own promises (its claim, its
+# exit file, its ports, the key that the engine asks for), which the programs that it calls must keep, not others.
 _FORBIDDEN_NAMES = re.compile(
-    rf"{SCRIPT_NAMES.pattern}|LD_.*|PATH|HOME|USER|SHELL|PROMPT_COMMAND|PYTHON.*|SLURM.*|SBATCH_.*|SRUN_.*|SLUICE.*"
+    rf"{SCRIPT_NAMES.pattern}|LD_.*|GCONV_PATH|GLIBC_TUNABLES|LOCPATH|PATH|HOME|USER|LOGNAME|SHELL|PROMPT_.*|PS[0-9]"
+    r"|PYTHON.*|SLURM.*|S(BATCH|RUN|QUEUE|CANCEL|ACCT|CONTROL)_.*|SLUICE.*"
     r"|VLLM_API_KEY|CUDA_VISIBLE_DEVICES|APPTAINER.*|SINGULARITY.*|DOCKER_.*"
 )
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+:-]{0,127}")
@@ -55,7 +59,8 @@ class Plan(BaseModel):
     engine: str
     resources: Resources
     parameters: dict[str, Value]
-    environment: dict[str, str]  # exported in the job, without the parameters
+    environment: dict[str, str]  # exported in the job, without the parameters and the secrets
+    secrets: tuple[str, ...] = ()  # the names of what else is exported; the values are in the job's own file only
     account: str | None = None
     port: int  # asked for; the job takes the next free one
     model: str | None = None
@@ -85,6 +90,7 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
     parameters = _parameters(recipe, config, environment)
     own_names = {n for name, p in recipe.parameters.items() for n in (name, *p.also)}
     others = {k: _text(f"config.environment.{k}", v) for k, v in environment.items() if k not in own_names}
+    exported = recipe.environment | others
     port = parameters.get(recipe.port_parameter or "") or recipe.ports[0]
     model = parameters.get(recipe.model_parameter or "")
     served = parameters.get(recipe.served_name_parameter or "") or model
@@ -96,7 +102,8 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
         engine=recipe.engine,
         resources=resources,
         parameters=parameters,
-        environment=recipe.environment | others,
+        environment={name: value for name, value in exported.items() if not is_secret(name)},
+        secrets=tuple(name for name in exported if is_secret(name)),
         account=_account(config),
         port=int(str(port)),
         model=None if model is None else str(model),
@@ -109,6 +116,11 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
         replicas_per_node=replicas_per_node,
         volume=None if volume is None else str(volume),
     )
+
+
+def secrets_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """The variables of a user's `config` that others may not see. `resolve` has found nothing wrong with them."""
+    return {name: str(value) for name, value in _mapping(config, "environment").items() if is_secret(name)}
 
 
 def _replicas(
@@ -223,19 +235,22 @@ def _string(where: str, parameter: Parameter, value: Any) -> str:
 
 def _text(where: str, value: Any) -> str:
     """A string that can stand in a job script. A line break would leave its line, whatever the quoting."""
+    shown = MASK if is_secret(where.rpartition(".")[2]) else _short.repr(value)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise Invalid(f"{where} must be a string or a number, not {_short.repr(value)}")
+        raise Invalid(f"{where} must be a string or a number, not {shown}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise Invalid(f"{where} must be a finite number, not {value!r}")
+        raise Invalid(f"{where} must be a finite number, not {shown}")
     text = str(value)
+    if text == MASK == shown:
+        raise Invalid(f"{where} is {MASK!r}, which stands for a value that is not shown; send the value itself")
     if any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise Invalid(f"{where} contains a line break or another control character: {text[:100]!r}")
+        raise Invalid(f"{where} contains a line break or another control character: {shown}")
     if len(text) > 4096:
         raise Invalid(f"{where} has {len(text)} characters; at most 4096 are allowed")
     try:
         text.encode()
     except UnicodeEncodeError as exc:
-        raise Invalid(f"{where} is not valid Unicode text: {text[:100]!r}") from exc
+        raise Invalid(f"{where} is not valid Unicode text: {shown}") from exc
     return text
 
 

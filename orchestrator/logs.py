@@ -2,10 +2,11 @@
 
 import asyncio
 import os
-import stat
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from orchestrator.untrusted import open_regular
 
 CHUNK = 64 * 1024
 MOST = 4 * 1024 * 1024  # bytes of one file in an answer
@@ -68,10 +69,6 @@ def _read(path: Path, at: int) -> bytes:
 def _opened(path: Path) -> BinaryIO | None:
     """A regular file; None for anything else, which a job may have put there."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        return open(open_regular(path), "rb")  # noqa: PTH123 - a descriptor; closed by the caller
     except OSError:
         return None
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        return None
-    return open(fd, "rb")  # noqa: PTH123 - a descriptor, not a path; closed by the caller

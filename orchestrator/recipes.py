@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from orchestrator.confidential import is_secret, masked
 from orchestrator.errors import NotFound
 from orchestrator.settings import SettingsError
 
@@ -108,6 +109,13 @@ class Recipe(BaseModel):
         for name in (*self.environment, *self.exports, *self.parameters):
             if not ENVIRONMENT_NAME.fullmatch(name):
                 raise ValueError(f"{name!r} is not a name for an environment variable")
+        for name, parameter in self.parameters.items():
+            for spelling in (name, parameter.alias or "", *parameter.also):
+                if is_secret(spelling):
+                    raise ValueError(
+                        f"the parameter {name} ({spelling!r}) is secret by its name, but parameters stand in the "
+                        "script; leave it out: what a user sets in config.environment is a variable of the job anyway"
+                    )
         return self
 
     def public(self) -> dict[str, Any]:
@@ -127,7 +135,7 @@ class Recipe(BaseModel):
             "resources": self.resources.model_dump(),
             "path": self.full_name,
             "image": self.image,
-            "environment": self.environment,
+            "environment": masked(self.environment),
             "parameters": shown,
         }
 
@@ -183,9 +191,20 @@ def _read_folder(folder: Path) -> list[Recipe]:
     return [read_recipe(path.parent) for path in sorted(folder.glob("*/*/recipe.yaml"))]
 
 
+def _check_within(book: Path, *parts: Path) -> None:
+    """Raises SettingsError where a link leads out of a folder of recipes."""
+    for part in parts:
+        if not part.resolve().is_relative_to(book.resolve()):
+            raise SettingsError(
+                f"{part} is a link that leads out of the recipe folder {book}, to {part.resolve()}; "
+                "copy it there, or name its own folder in ORCHESTRATOR_RECIPES"
+            )
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of one folder. Raises SettingsError naming the file and what is wrong in it."""
     path = folder / "recipe.yaml"
+    _check_within(folder.parent.parent, folder, path, folder / "job.sh.j2")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict):

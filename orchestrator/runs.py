@@ -10,6 +10,7 @@ HOME/runs/<submission id>/      0700
   claim/                        made by the first job that runs the script
 """
 
+import contextlib
 import json
 import os
 import shlex
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from orchestrator.untrusted import open_folder, open_regular
 
 # Larger ones are not ours: a user's job can write into its own run folder.
 _MAX_JSON = 256 * 1024
@@ -83,13 +86,19 @@ class RunFolder:
     def write(self, script: str, secrets: Mapping[str, str]) -> None:
         """Make the folder and put the script and the secrets there, readable by the owner only."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write_private(self.script, script)
-        _write_private(self.secrets, "".join(f"{k}={shlex.quote(v)}\n" for k, v in secrets.items()))
+        folder = open_folder(self.path)
+        try:
+            os.fchmod(folder, 0o700)
+            _write_private(folder, self.script.name, script)
+            _write_private(folder, self.secrets.name, "".join(f"{k}={shlex.quote(v)}\n" for k, v in secrets.items()))
+        finally:
+            os.close(folder)
 
     def read_secrets(self) -> dict[str, str]:
         """The content of secrets.env. Raises OSError when it cannot be read."""
         try:
-            pairs = [word.partition("=") for word in shlex.split(self.secrets.read_text(encoding="utf-8"))]
+            with open(open_regular(self.secrets), encoding="utf-8") as file:  # noqa: PTH123 - a descriptor
+                pairs = [word.partition("=") for word in shlex.split(file.read())]
         except ValueError as exc:
             raise OSError(f"{self.secrets} is not what was written there: {exc}") from exc
         return {name: value for name, _, value in pairs}
@@ -154,21 +163,19 @@ def _between(low: int, number: int, high: int) -> int:
 
 def _read_json(path: Path) -> Any:
     try:
-        with open(path, "rb", opener=_open_untrusted) as file:
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a descriptor
             return json.loads(file.read(_MAX_JSON))
     except (OSError, ValueError, RecursionError):
         return None
 
 
-def _open_untrusted(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-
-
-def _write_private(path: Path, text: str) -> None:
+def _write_private(folder: int, name: str, text: str) -> None:
     """Write by rename, 0600 from the first byte, so that nobody ever sees half a file or an open one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    temporary = f"{name}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o600, dir_fd=folder)
     with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
         file.write(text)
-    temporary.rename(path)
+    os.rename(temporary, name, src_dir_fd=folder, dst_dir_fd=folder)

@@ -7,6 +7,7 @@ Everything else is bash, where every `{{ value }}` of a template comes out as on
 import re
 import shlex
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,16 @@ from typing import Any
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from orchestrator.confidential import is_secret
 from orchestrator.config import SCRIPT_NAMES, Plan
 from orchestrator.errors import Invalid
 from orchestrator.recipes import ENVIRONMENT_NAME, Recipe, builtin_recipes
 from orchestrator.runs import RunFolder
 from orchestrator.settings import Engine, Runtime, SettingsError, Site
 from orchestrator.volumes import volume_path
+
+# What each job's file of secrets may hold, beside what its user sends.
+_KEYS = ("VLLM_API_KEY", "HF_TOKEN")
 
 
 class Bash(str):
@@ -49,7 +54,9 @@ def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
     """The script of one job. Raises Invalid when a value cannot stand in it, SettingsError for a broken template."""
     engine = site.engines.get(plan.engine, Engine())
     runtime = engine.runtime or site.runtime
-    environment = _environment(recipe, plan, site, target)
+    exported = _environment(recipe, plan, site, target)
+    environment = {name: value for name, value in exported.items() if not is_secret(name)}
+    hidden = [name for name in (*exported, *plan.secrets) if is_secret(name) and name not in _KEYS]
     visible = plan.parameters.get("CUDA_VISIBLE_DEVICES")
     context: dict[str, Any] = {
         "directives": [Bash(line) for line in directives(plan, site, target)],
@@ -73,7 +80,7 @@ def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
         "module_init": site.module_init,
         "modules": [*site.modules, *engine.modules],
         "command": _command(recipe, engine, runtime, target),
-        "launcher": launcher(recipe, plan, site, target, [*environment, "VLLM_API_KEY", "HF_TOKEN", *recipe.exports]),
+        "launcher": launcher(recipe, plan, site, target, [*environment, *hidden, *_KEYS, *recipe.exports]),
         "remove_container": [runtime, "rm", "--force", target.job_name] if runtime in ("docker", "podman") else [],
     }
     try:
@@ -84,11 +91,21 @@ def render(recipe: Recipe, plan: Plan, site: Site, target: Target) -> str:
         raise SettingsError(f"the template of {recipe.full_name} cannot be rendered: {where}{exc}") from exc
 
 
+class Inside(jinja2.FileSystemLoader):
+    """Templates of these folders. A link that leads out of them is no template."""
+
+    def get_source(self, environment: jinja2.Environment, template: str) -> tuple[str, str, Callable[[], bool]]:
+        source, filename, current = super().get_source(environment, template)
+        if not any(Path(filename).resolve().is_relative_to(Path(folder).resolve()) for folder in self.searchpath):
+            raise jinja2.TemplateNotFound(template, f"{filename} is a link that leads out of its folder")
+        return source, filename, current
+
+
 def _templates(recipe: Recipe) -> jinja2.Environment:
     """The recipe's own folder before its book's before ours, so that a site can bring a base template of its own."""
     folders = [recipe.folder, recipe.folder.parent.parent, builtin_recipes()]
     return ImmutableSandboxedEnvironment(
-        loader=jinja2.FileSystemLoader([str(folder) for folder in folders]),
+        loader=Inside([str(folder) for folder in folders]),
         undefined=jinja2.StrictUndefined,
         finalize=_quoted,
         autoescape=False,  # bash, not HTML: `finalize` quotes
@@ -126,6 +143,13 @@ def _environment(recipe: Recipe, plan: Plan, site: Site, target: Target) -> dict
                 f"{name!r} of {recipe.full_name} or of [site] cannot be an environment variable of a job"
             )
     return exported
+
+
+def site_secrets(recipe: Recipe, site: Site) -> dict[str, str]:
+    """What of the recipe's and the site's own variables must not stand in a script."""
+    engine = site.engines.get(recipe.engine, Engine())
+    every = recipe.environment | site.environment | engine.environment
+    return {name: value for name, value in every.items() if is_secret(name)}
 
 
 def _command(recipe: Recipe, engine: Engine, runtime: Runtime, target: Target) -> list[str]:

@@ -1,6 +1,7 @@
 """Start and stop: the only two ways in which a service changes by command."""
 
 import asyncio
+import hmac
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,13 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from orchestrator.config import Plan, resolve
+from orchestrator.confidential import masked
+from orchestrator.config import Plan, resolve, secrets_of
 from orchestrator.errors import Conflict, Invalid, SchedulerError, SchedulerUnknown
 from orchestrator.models import Job, JobState, Service, new_submission_id
-from orchestrator.recipes import RecipeBook
+from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.runs import RunFolder
 from orchestrator.schedulers import JobSpec, Scheduler
-from orchestrator.script import Target, render
+from orchestrator.script import Target, render, site_secrets
 from orchestrator.settings import Settings, read_token
 from orchestrator.store import Store
 from orchestrator.volumes import make_volume, volume_path
@@ -73,7 +75,7 @@ class Services:
     def _again(self, service: Service, job: Job, recipe_name: str, config: Mapping[str, Any]) -> tuple[Service, Job]:
         """The answer to a request that was sent before: the same service, never a second job."""
         same_recipe = self.recipes.find(recipe_name).full_name == service.recipe_name
-        if not same_recipe or service.config != dict(config):
+        if not same_recipe or service.config != masked(config) or not self._same_secrets(service, config):
             raise Invalid("this Idempotency-Key was used for another request; choose a new one for a new service")
         if job.job_id is None and job.state.ended:
             raise SchedulerError(job.reason)
@@ -82,6 +84,20 @@ class Services:
                 "the first request with this Idempotency-Key is still being submitted; ask again", retry_after=2
             )
         return service, job
+
+    def _same_secrets(self, service: Service, config: Mapping[str, Any]) -> bool:
+        """Whether the values that are not kept with a service are those of its job's file.
+
+        One that the file lacks is not compared: the file is older than the rule that it holds them.
+        """
+        given = secrets_of(config)
+        if not given:
+            return True
+        try:
+            kept = self.folder(service.submission_id).read_secrets()
+        except OSError as exc:
+            raise Conflict(f"the first request with this Idempotency-Key cannot be compared with: {exc}") from exc
+        return all(hmac.compare_digest(kept.get(name, value).encode(), value.encode()) for name, value in given.items())
 
     def _prepare(
         self, recipe_name: str, config: Mapping[str, Any], idempotency_key: str | None
@@ -94,7 +110,7 @@ class Services:
             submission_id=submission_id,
             recipe_name=recipe.full_name,
             name=recipe.full_name,
-            config=dict(config),
+            config=masked(config),
             plan=plan.model_dump(mode="json"),
             created_at=now,
             idempotency_key=idempotency_key,
@@ -106,7 +122,7 @@ class Services:
             name=job_name(submission_id),
             recorded_at=now,
         )
-        return service, job, script, self._secrets()
+        return service, job, script, self._secrets(recipe) | secrets_of(config)
 
     def _target(self, submission_id: str) -> Target:
         return Target(
@@ -118,12 +134,12 @@ class Services:
             cache_dir=self.settings.cache_path,
         )
 
-    def _secrets(self) -> dict[str, str]:
+    def _secrets(self, recipe: Recipe) -> dict[str, str]:
         # Digits and letters only: an engine that must be told its key as an argument would take a dash for an option's.
         keys = {"VLLM_API_KEY": secrets.token_hex(32)}
         if self.settings.site.token_file is not None:
             keys["HF_TOKEN"] = read_token(Path(self.settings.site.token_file).expanduser())
-        return keys
+        return site_secrets(recipe, self.settings.site) | keys
 
     async def submit(self, job: Job, *, actor: str) -> None:
         """Hand a recorded job to the scheduler and write down what became of that."""

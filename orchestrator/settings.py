@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
+from orchestrator.confidential import masked, redacted
 from orchestrator.errors import OrchestratorError
 
 Runtime = Literal["none", "apptainer", "docker", "podman"]
@@ -54,6 +55,7 @@ class Site(BaseModel):
     cache_dir: str | None = None  # models and compile caches, on a file system that the compute nodes see
     python: str | None = None  # the interpreter of Python engines on the compute nodes; None: the orchestrator's own
     environment: dict[str, str] = {}  # exported in every job
+    slurm_environment: list[str] = []  # further variables that Slurm's commands get, and so does each job
     token_file: str | None = None  # a file with a Hugging Face token, read when a service is started
     engines: dict[str, Engine] = {}
 
@@ -96,6 +98,10 @@ class Settings(BaseSettings):
     max_in_flight: int = Field(default=1024, ge=1, le=100_000)
     command_seconds: float = Field(default=30, gt=0)  # time limit of each external command
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
+    log_megabytes: int = Field(
+        default=8, ge=1, le=1024
+    )  # of HOME/orchestrator.log, with those before it four times that
     site: Site = Site()
 
     @field_validator("recipes", mode="before")
@@ -205,7 +211,8 @@ def explain(error: ValidationError, prefix: str, path: Path | None) -> str:
     lines = []
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
-        got = "" if item["type"] in ("extra_forbidden", "missing") else f" (it is {item['input']!r})"
+        shown = masked({name.rpartition(".")[2]: item["input"]}).popitem()[1]
+        got = "" if item["type"] in ("extra_forbidden", "missing") else f" (it is {redacted(repr(shown))})"
         lines.append(f"{name}: {item['msg']}{got}")
     where = f"{prefix}* in the environment" + (f" and {path}" if path else "")
     return "wrong settings:\n  " + "\n  ".join(lines) + f"\nLook at {where}."

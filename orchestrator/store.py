@@ -1,6 +1,7 @@
 """The database. Each change is written with its event in one transaction; nothing else opens a session."""
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
@@ -20,7 +21,7 @@ from orchestrator.models import Event, Job, JobState, Service, ServiceStatus, st
 from orchestrator.settings import SettingsError
 
 # The newest migration in orchestrator/migrations/versions.
-HEAD = "0001"
+HEAD = "0002"
 
 
 class Store:
@@ -266,3 +267,5 @@ def _migrate(path: Path) -> None:
             f"the database {path} is not of this release ({exc}): was it written by a newer one? "
             "Install that one again, or set ORCHESTRATOR_HOME to another folder"
         ) from exc
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("VACUUM")  # SQLite keeps what was replaced in its free pages, such as secrets (0002)

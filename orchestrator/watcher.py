@@ -47,6 +47,7 @@ class Watcher:
     trouble: str = ""  # in its words
     last_look: datetime | None = None  # the end of the last turn, whatever it found
     turn_seconds: float = 0.0  # how long it took
+    began: datetime | None = None  # when the loops did
     _keys: dict[str, str] = field(default_factory=dict)
     _probes: int = 0
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
@@ -54,9 +55,21 @@ class Watcher:
 
     async def run(self) -> None:
         """Both loops, until cancelled."""
+        self.began = self.clock()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._repeat(self.look, self.poll_seconds, self._soon))
             group.create_task(self._repeat(self.probe, self.probe_seconds, self._new))
+
+    @property
+    def late(self) -> bool:
+        """Whether the last turn is older than three intervals. With short ones 10 s: a busy machine is no fault."""
+        since = self.last_look or self.began
+        return since is not None and (self.clock() - since).total_seconds() > max(3 * self.poll_seconds, 10)
+
+    @property
+    def unseen_since(self) -> datetime | None:
+        """Since when what is shown may be out of date: the scheduler does not answer, or nobody has asked it."""
+        return self.stale_since or ((self.last_look or self.began) if self.late else None)
 
     def wake(self) -> None:
         """Something has just been changed by command: look before the interval is over."""

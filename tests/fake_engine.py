@@ -203,6 +203,7 @@ class Engine:
         if chat and name.endswith("-base"):
             message = "default chat template is no longer allowed, so you must provide a chat template"
             raise Refusal(400, "BadRequestError", f"As of transformers v4.44, {message} if the tokenizer defines none.")
+        check_sampling(asked)
         prompt = prompt_of(asked, chat=chat)
         if status := directive(prompt, "status"):
             raise Refusal(int(status), "InternalServerError", f"told to answer {int(status)}")
@@ -263,6 +264,16 @@ def parse(body: bytes) -> JSON:
     if not isinstance(asked, dict):
         raise Refusal(400, "Bad Request", "the body must be an object")
     return asked
+
+
+def check_sampling(asked: JSON) -> None:
+    """As vLLM: what is no number of tokens, of answers or no switch is refused."""
+    for name, most in (("max_tokens", 10**9), ("max_completion_tokens", 10**9), ("n", 16384)):
+        given = asked.get(name)
+        if given is not None and not (isinstance(given, int) and 1 <= given <= most):
+            raise Refusal(400, "BadRequestError", f"{name} must be 1 to {most}, got {given}.", name)
+    if isinstance(asked.get("stream"), dict | list):
+        raise Refusal(400, "BadRequestError", "stream: Input should be a valid boolean", "stream")
 
 
 def prompt_of(asked: JSON, *, chat: bool) -> str:

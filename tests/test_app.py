@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import signal
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -32,8 +34,8 @@ NULL_FOR_ONE = (
     "type", "replicas", "num_replicas", "num_nodes", "replicas_per_node", "total_replicas", "node_jobs", "group_id",
     "replica_index",
 )  # fmt: skip
-SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", *NULL_FOR_ONE}
-DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "stale_since", "job"}
+SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", "stale_since", *NULL_FOR_ONE}
+DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "job"}
 
 
 class Client:
@@ -134,7 +136,7 @@ def test_a_started_service_has_every_key_of_the_contract(queued: Client, path: s
     assert abs(datetime.now(UTC) - created) < timedelta(minutes=1)
     assert made == {
         "id": "100", "name": f"{RECIPE}-100", "recipe_name": RECIPE, "status": "pending", "config": config,
-        **dict.fromkeys(NULL_FOR_ONE),
+        **dict.fromkeys(NULL_FOR_ONE), "stale_since": None,
     }  # fmt: skip
 
 
@@ -594,13 +596,63 @@ def test_the_root_names_the_service_and_health_is_well(client: Client, ready: st
 
 
 def test_a_watcher_that_is_late_shows(slurm: FakeSlurm) -> None:
-    with serving(slurm.home / "o", slurm.scheduler(), poll_seconds=3600, command_seconds=1) as client:
+    with serving(slurm.home / "o", slurm.scheduler(), poll_seconds=3600) as client:
         client.until(lambda: client.http.get("/ready").status_code == 200)
         watcher = client.app.state.orchestrator.watcher
-        watcher.clock = lambda: datetime.now(UTC) + timedelta(seconds=3 * 3600 + 2)
+        for seconds, late in ((3 * 3600 - 60, False), (3 * 3600 + 2, True)):
+            watcher.clock = lambda seconds=seconds: datetime.now(UTC) + timedelta(seconds=seconds)
+            health = client.get("/health")
+            assert (health["status"] == "degraded", health["watcher"]["late"]) == (late, late)
+            assert client.http.get("/ready").status_code == (503 if late else 200)
+
+
+def test_a_squeue_that_hangs_is_seen_before_it_is_given_up(slurm: FakeSlurm) -> None:
+    """`stale_since` of every service is when Slurm was last heard; an ended one stays as it is."""
+    with serving(slurm.home / "o", slurm.scheduler(), poll_seconds=0.1) as client:
+        client.start()
+        asked = {"recipe_name": "vllm-replicas", "config": {"gpu": 2}}
+        group = client.post("/api/services", asked)[1]["id"]
+        ended = client.start()["id"]
+        client.http.post(f"/api/services/{ended}/status", json={"status": "cancelled"})
+        client.until(lambda: client.get(f"/api/services/{ended}")["job"]["state"] == "CANCELLED")
+        client.until(lambda: client.http.get("/ready").status_code == 200)
+        slurm.behave("squeue", 'echo $$ >>"$STATE/hangs"; read -r _ < <(sleep 1000)')
+        client.until((slurm.state / "hangs").exists)
+        watcher = client.app.state.orchestrator.watcher
+        assert client.get("/health")["status"] == "healthy", "a question may take a while"
+        watcher.clock = lambda: datetime.now(UTC) + timedelta(seconds=11)
         health = client.get("/health")
         assert (health["status"], health["watcher"]["late"]) == ("degraded", True)
         assert client.http.get("/ready").status_code == 503
+        heard = health["watcher"]["last_look"]
+        shown = {service["id"]: service["stale_since"] for service in client.get("/api/services")}
+        assert shown == {"100": heard, group: heard, ended: None}
+        assert client.get("/api/services/100")["stale_since"] == heard
+        assert client.get(f"/api/service-groups/{group}")["stale_since"] == heard
+        watcher.clock = lambda: datetime.now(UTC)
+        slurm.behave("squeue")
+        for pid in (slurm.state / "hangs").read_text().split():
+            os.killpg(int(pid), signal.SIGKILL)
+        client.until(lambda: client.http.get("/ready").status_code == 200)
+        assert {service["stale_since"] for service in client.get("/api/services")} == {None}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"recipe_name": "vllm", "HF_TOKEN": "planted-1234"},
+        {"recipe_name": "vllm", "config": "HF_TOKEN=planted-1234"},
+        {"recipe_name": "vllm", "config": {"environment": "HF_TOKEN=planted-1234"}},
+        {"recipe_name": "vllm", "config": {"environment": {"HF_TOKEN=planted-1234": "x"}}},
+        {"recipe_name": "vllm", "config": {"environment": {"HF_TOKEN": "planted-1234\n"}}},
+        {"recipe_name": "vllm", "config": {"environment": {"HF_TOKEN": ["planted-1234"]}}},
+        {"recipe_name": {"HF_TOKEN": "planted-1234"}},
+    ],
+)
+def test_an_error_repeats_no_secret(client: Client, body: Any) -> None:
+    status, told = client.post("/api/services", body)
+    assert status == 422
+    assert "planted" not in json.dumps(told)
 
 
 def test_every_get_answers_head_with_the_same_headers_and_no_body(client: Client, ready: str) -> None:

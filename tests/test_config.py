@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.config import Plan, resolve
+from orchestrator.config import Plan, resolve, secrets_of
 from orchestrator.errors import Invalid
 from orchestrator.recipes import Parameter, Recipe, RecipeBook, builtin_recipes
 from orchestrator.settings import Site
@@ -369,6 +369,7 @@ def test_an_unknown_key_is_told_with_the_nearest_known_one(config: dict[str, Any
             for name in (
                 "LD_PRELOAD", "LD_LIBRARY_PATH", "PATH", "HOME", "IFS", "BASH_ENV", "ENV", "PYTHONPATH", "SLURM_JOB_ID",
                 "SBATCH_ACCOUNT", "SLUICE_JOB_ID", "VLLM_API_KEY", "APPTAINER_BIND", "DOCKER_HOST",
+                "SQUEUE_STATES", "GCONV_PATH", "GLIBC_TUNABLES", "PS1", "LOGNAME",
                 "RUN", "NODE", "JOB", "PORT", "UID", "SECONDS", "POSIXLY_CORRECT",
             )
         ),
@@ -387,6 +388,30 @@ def test_other_environment_names_are_exported_and_win_over_the_recipes() -> None
 @pytest.mark.parametrize("value", [None, True, [], {}, float("nan"), "a\0", "a\tb", "a\x7f", "\udfff", "x" * 4097])
 def test_an_environment_value_that_cannot_stand_in_a_script_is_named(value: Any) -> None:
     assert refusal({"environment": {"MINE": value}}).startswith("config.environment.MINE ")
+
+
+@pytest.mark.parametrize("value", [["planted"], {"a": "planted"}, "planted\n", "planted\udfff", "planted" * 1000, True])
+def test_a_secret_that_cannot_stand_in_a_script_is_named_and_not_repeated(value: Any) -> None:
+    told = refusal({"environment": {"MY_TOKEN": value}})
+    assert told.startswith("config.environment.MY_TOKEN ")
+    assert "planted" not in told and "True" not in told
+
+
+def test_what_stands_for_a_hidden_value_is_no_value() -> None:
+    told = refusal({"environment": {"MY_TOKEN": "***"}})
+    assert (
+        told
+        == "config.environment.MY_TOKEN is '***', which stands for a value that is not shown; send the value itself"
+    )
+    assert plan({"environment": {"MINE": "***"}}).environment["MINE"] == "***"
+
+
+def test_secrets_are_named_in_a_plan_and_no_more() -> None:
+    config = {"environment": {"MY_TOKEN": 7, "MINE": "x"}}
+    found = plan(config)
+    assert (found.secrets, "MY_TOKEN" in found.environment) == (("MY_TOKEN",), False)
+    assert secrets_of(config) == {"MY_TOKEN": "7"}
+    assert secrets_of({}) == secrets_of({"environment": None}) == {}
 
 
 def test_an_account_is_one_word() -> None:

@@ -642,6 +642,20 @@ def test_docker_gets_the_jobs_gpus_in_the_quotes_that_it_wants(bench: Bench, vis
     assert f"--user={os.getuid()}:{os.getgid()}" in engine["argv"]
 
 
+def test_secrets_reach_an_engine_in_a_container_by_name_and_stand_in_no_command_line(bench: Bench) -> None:
+    site = Site(runtime="docker", environment={"SITE_TOKEN": "planted"})
+    config = {"environment": {"WANDB_API_KEY": "planted", "MINE": "shown"}}
+    kept = {"WANDB_API_KEY": "planted 'one'", "SITE_TOKEN": "planted $(two)", "VLLM_API_KEY": "k"}
+    folder = bench.script("", config, site=site, secrets=kept)
+    assert "planted" not in folder.script.read_text()
+    programs = container_program(bench.root, "docker", "record")
+    (engine,) = bench.run(folder, PATH=f"{programs}:{PATH}").engines
+    words = engine["argv"]
+    assert {"WANDB_API_KEY", "SITE_TOKEN", "VLLM_API_KEY", "MINE"} <= set(words)
+    assert [word for word in words if "planted" in word] == []
+    assert {name: engine["environment"][name] for name in kept} == kept
+
+
 def test_podman_keeps_the_users_id_and_passes_the_jobs_gpus(bench: Bench) -> None:
     folder = bench.script("", {"environment": {"CUDA_VISIBLE_DEVICES": "1"}}, site=Site(runtime="podman"))
     programs = container_program(bench.root, "podman", "record")

@@ -99,6 +99,13 @@ def test_what_is_no_regular_file_reads_as_empty(log: Path, make: Callable[[Path]
     assert log.is_symlink() == (make is made_link)
 
 
+def test_a_log_of_a_linked_folder_reads_as_empty(log: Path, tmp_path: Path) -> None:
+    log.write_text("words")
+    (tmp_path / "linked").symlink_to(log.parent)
+    assert (tail(log), tail(tmp_path / "linked" / log.name)) == ("words", "")
+    assert collected(tmp_path / "linked" / log.name, lambda: True) == b""
+
+
 def collected(log: Path, over: Callable[[], bool]) -> bytes:
     async def work() -> bytes:
         return b"".join([data async for data in follow(log, over, interval=0)])

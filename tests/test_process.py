@@ -141,7 +141,7 @@ def test_everything_it_makes_is_private(served: Home) -> None:
     assert stat.S_ISSOCK(served.socket.stat().st_mode)
     assert mode(served.socket) == 0o600
     made = {path.name: mode(path) for path in served.path.iterdir() if path.is_file()}
-    assert made == {"orchestrator.db": 0o600, "orchestrator.lock": 0o600}
+    assert made == {"orchestrator.db": 0o600, "orchestrator.lock": 0o600, "orchestrator.log": 0o600}
     assert served.ask("GET", "/health")["scheduler"] == "local"
 
 
@@ -173,6 +173,8 @@ def test_jobs_outlive_it_and_the_next_one_finds_them(home: Home) -> None:
         assert httpx2.get(f"{endpoint}/health", trust_env=False).status_code == 200, "the engine goes on"
         home.serve()
         until(lambda: home.status(made["id"]) == "running")
+        assert {oct(mode(path)) for path in home.path.rglob("*") if not path.is_dir()} == {"0o600"}
+        assert {oct(mode(path)) for path in home.path.rglob("*") if path.is_dir()} == {"0o700"}
         answer = home.ask("POST", f"/api/v1/vllm/{made['id']}/prompt", json={"prompt": "hi"})
         assert (answer["success"], answer["endpoint"]) == (True, endpoint)
     home.ask("POST", f"/api/v1/services/{made['id']}/status", json={"status": "cancelled"})

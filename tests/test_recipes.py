@@ -218,6 +218,31 @@ def test_a_recipe_without_a_job_says_so(tmp_path: Path) -> None:
     assert fault(folder) == f"{folder} has no job.sh.j2"
 
 
+@pytest.mark.parametrize("part", ["recipe.yaml", "job.sh.j2", ""])
+def test_a_link_that_leads_out_of_the_recipes_is_told(tmp_path: Path, part: str) -> None:
+    folder = write(tmp_path / "book")
+    outside = tmp_path / "outside"
+    (folder / part).rename(outside)
+    (folder / part).symlink_to(outside)
+    assert fault(folder).startswith(f"{folder / part if part else folder} is a link that leads out of")
+    within = tmp_path / "book" / "within"
+    outside.rename(within)
+    (folder / part).unlink()
+    (folder / part).symlink_to(within)
+    assert read_recipe(folder).name == "tei"
+
+
+@pytest.mark.parametrize("parameter", ["MY_KEY: {", "MINE: {alias: token, ", "MINE: {also: [MY_SECRET], "])
+def test_a_parameter_that_is_secret_by_its_name_is_told(tmp_path: Path, parameter: str) -> None:
+    folder = write(tmp_path, f"{GOOD}  {parameter}description: x}}\n")
+    assert "is secret by its name, but parameters stand in the script" in fault(folder)
+
+
+def test_a_secret_of_a_recipe_is_not_shown(tmp_path: Path) -> None:
+    recipe = read_recipe(write(tmp_path, f"{GOOD}environment: {{MY_TOKEN: planted, MINE: shown}}\n"))
+    assert recipe.public()["environment"] == {"MY_TOKEN": "***", "MINE": "shown"}
+
+
 def test_a_recipe_that_is_not_text_says_file_and_fault(tmp_path: Path) -> None:
     folder = write(tmp_path)
     (folder / "recipe.yaml").write_bytes(b"name: \xff\xfe\n")

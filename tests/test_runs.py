@@ -81,3 +81,29 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     ended, endpoints = folder.read_exit(), folder.read_endpoints()
     assert ended is not None and (ended.job_id, ended.exit_code, ended.ended_at.year) == ("1", 0, 2023)
     assert endpoints is not None and [(e.node, e.port) for e in endpoints.all] == [("n", 8001)]
+
+
+def test_a_link_in_the_place_of_a_folder_or_a_file_of_it_is_never_followed(tmp_path: Path) -> None:
+    """Neither to read what others have nor to write there."""
+    foreign = tmp_path / "foreign"
+    RunFolder(foreign).write("foreign", {"VLLM_API_KEY": "foreign"})
+    (foreign / "exit.json").write_text('{"job_id": "1", "exit_code": 0, "ended_at": 1}')
+    linked = RunFolder(tmp_path / "linked")
+    linked.path.symlink_to(foreign)
+    assert (RunFolder(foreign).read_exit() is None, linked.read_exit()) == (False, None)
+    with pytest.raises(OSError):
+        linked.read_secrets()
+    with pytest.raises(OSError):
+        linked.write("mine", {})
+    assert (foreign / "job.sh").read_text() == "foreign"
+    own = RunFolder(tmp_path / "own")
+    own.path.mkdir(mode=0o755)
+    for name in ("job.sh", "job.sh.tmp", "secrets.env"):
+        (own.path / name).symlink_to(foreign / "job.sh")
+    own.write("mine", {"A": "b"})
+    assert (own.script.read_text(), own.read_secrets(), own.path.stat().st_mode & 0o777) == ("mine", {"A": "b"}, 0o700)
+    assert (foreign / "job.sh").read_text() == "foreign"
+    own.secrets.unlink()
+    own.secrets.symlink_to(foreign / "secrets.env")
+    with pytest.raises(OSError):
+        own.read_secrets()

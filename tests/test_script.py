@@ -238,11 +238,11 @@ def test_a_container_without_an_image_names_the_setting() -> None:
         render(recipe, resolve(recipe, {}, site), site, target(site))
 
 
-def own_recipe(tmp_path: Path, job: str) -> str:
+def own_recipe(tmp_path: Path, job: str, name: str = "toy") -> str:
     """The script of a recipe of one's own with this job.sh.j2."""
-    folder = tmp_path / "inference" / "toy"
+    folder = tmp_path / "inference" / name
     folder.mkdir(parents=True)
-    head = "name: toy\ncategory: inference\ndescription: A toy.\nengine: toy\ncommand: [toy]\nports: [9000]\n"
+    head = f"name: {name}\ncategory: inference\ndescription: A toy.\nengine: toy\ncommand: [toy]\nports: [9000]\n"
     (folder / "recipe.yaml").write_text(head + "parameters:\n  TOY_NAME: {description: A name.}\n")
     (folder / "job.sh.j2").write_text(job)
     recipe = read_recipe(folder)
@@ -273,6 +273,20 @@ def test_a_broken_template_says_file_line_and_fault(tmp_path: Path, job: str, sa
         f"the template of inference/toy cannot be rendered: {tmp_path}/inference/toy/job.sh.j2, line "
     )
     assert says in text
+
+
+def test_a_template_that_is_a_link_out_of_the_recipes_is_none(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("planted\n")
+    book = tmp_path / "book"
+    book.mkdir()
+    (book / "part.sh.j2").symlink_to(tmp_path / "outside")
+    with pytest.raises(SettingsError, match=r"part.sh.j2 is a link that leads out of its folder"):
+        own_recipe(book, '{% include "part.sh.j2" %}')
+    (book / "part.sh.j2").unlink()
+    (book / "real.sh.j2").write_text("within\n")
+    (book / "part.sh.j2").symlink_to(book / "real.sh.j2")
+    assert own_recipe(book / "second", '{% include "part.sh.j2" ignore missing %}') == ""
+    assert own_recipe(book, '{% include "part.sh.j2" %}', name="another") == "within\n"
 
 
 def test_a_folder_of_recipes_may_bring_a_base_template_of_its_own(tmp_path: Path) -> None:

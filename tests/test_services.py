@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState, ServiceStatus
+from orchestrator.services import plan_of
 from orchestrator.settings import SettingsError
 from tests.fake_slurm import FakeSlurm
 from tests.orchestrating import RECIPE, START, Parts, fake_engine_site, orchestrated, until
@@ -66,6 +67,62 @@ def test_keys_are_in_a_private_file_and_nowhere_else(slurm: FakeSlurm, tmp_path:
         assert parts.services.folder(other.submission_id).read_secrets()["VLLM_API_KEY"] != keys["VLLM_API_KEY"]
 
     with_parts(slurm, work, site=fake_engine_site(token_file=str(token)))
+
+
+SECRETS: dict[str, Any] = {"environment": {"WANDB_API_KEY": "planted 'one'", "MINE": "shown"}, "gpu": None}
+
+
+def test_a_users_secrets_are_in_the_jobs_file_and_masked_everywhere_else(slurm: FakeSlurm) -> None:
+    async def work(parts: Parts) -> None:
+        service, _ = await parts.start(SECRETS)
+        folder = parts.services.folder(service.submission_id)
+        assert folder.read_secrets()["WANDB_API_KEY"] == "planted 'one'"
+        assert service.config["environment"] == {"WANDB_API_KEY": "***", "MINE": "shown"}
+        plan = plan_of(service)
+        assert (plan.secrets, plan.environment["MINE"]) == (("WANDB_API_KEY",), "shown")
+        told = f"{folder.script.read_text()} {slurm.calls('sbatch')} {await parts.store.events(service.submission_id)}"
+        database = (parts.settings.home / "orchestrator.db").read_bytes()
+        assert "planted" not in f"{told} {service}" and b"planted" not in database
+        assert "export MINE=shown" in folder.script.read_text()
+
+    with_parts(slurm, work)
+
+
+def test_secrets_of_the_site_are_in_the_jobs_file_too_and_a_users_own_win(slurm: FakeSlurm, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("hf_of_the_site\n")
+    environment = {"HF_TOKEN": "hf_", "VLLM_API_KEY": "everybodys", "SITE_SECRET": "planted", "OPEN": "shown"}
+
+    async def work(parts: Parts) -> None:
+        for config, wanted in (({}, "hf_of_the_site"), ({"environment": {"HF_TOKEN": "hf_mine"}}, "hf_mine")):
+            service, _ = await parts.start(config)
+            folder = parts.services.folder(service.submission_id)
+            keys = folder.read_secrets()
+            assert (keys["HF_TOKEN"], keys["SITE_SECRET"], "OPEN" in keys) == (wanted, "planted", False)
+            assert len(keys["VLLM_API_KEY"]) == 64, "each service has a key of its own"
+            script = folder.script.read_text()
+            assert ("planted" in script, "hf_" in script, "export OPEN=shown" in script) == (False, False, True)
+
+    with_parts(slurm, work, site=fake_engine_site(token_file=str(token), environment=environment))
+
+
+def test_a_key_is_another_requests_when_only_a_secret_differs(slurm: FakeSlurm) -> None:
+    async def work(parts: Parts) -> None:
+        first, _ = await parts.start(SECRETS, idempotency_key="k")
+        again, _ = await parts.start(SECRETS, idempotency_key="k")
+        assert again.submission_id == first.submission_id
+        for value in ("other", ""):
+            changed = {**SECRETS, "environment": SECRETS["environment"] | {"WANDB_API_KEY": value}}
+            with pytest.raises(Invalid, match="was used for another request"):
+                await parts.start(changed, idempotency_key="k")
+        with pytest.raises(Invalid, match="was used for another request"):
+            await parts.start({"gpu": None, "environment": {"MINE": "shown"}}, idempotency_key="k")
+        parts.services.folder(first.submission_id).secrets.unlink()
+        with pytest.raises(Conflict, match="cannot be compared with"):
+            await parts.start(SECRETS, idempotency_key="k")
+        assert len(slurm.calls("sbatch")) == 1
+
+    with_parts(slurm, work)
 
 
 def test_a_token_file_that_cannot_be_read_is_named_and_nothing_is_submitted(slurm: FakeSlurm) -> None:

@@ -120,3 +120,15 @@ def test_the_cache_is_the_sites_or_the_users(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     assert Settings(**settings).cache_path == cache
+
+
+@pytest.mark.parametrize(
+    "site",
+    ['{"environment": {"HF_TOKEN": ["planted"]}}', '{"environment": "HF_TOKEN=planted"}', '"HF_TOKEN=planted"',
+     '{"environment": [{"HF_TOKEN": "planted"}]}'],
+)  # fmt: skip
+def test_a_wrong_setting_that_is_secret_is_not_repeated(site: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_SITE", site)
+    with pytest.raises(SettingsError, match="site") as caught:
+        read_settings()
+    assert "planted" not in str(caught.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.__main__ import scheduler_of
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
 from orchestrator.schedulers import JobInfo, JobSpec
@@ -23,6 +24,7 @@ from orchestrator.schedulers.slurm import (
     parse_state,
     parse_time,
 )
+from orchestrator.settings import Settings, Site
 from tests.fake_slurm import BIN, PATH, FakeSlurm
 
 # Pasted from the test cluster, Slurm 22.05.8; "~" stands for \x1f.
@@ -437,6 +439,22 @@ def test_no_secret_and_no_habit_of_the_user_reaches_slurm(
 def test_the_clean_environment_is_a_list_of_what_is_kept() -> None:
     kept = clean_environment({"PATH": "/bin", "SLURM_JOB_ID": "1", "LC_ALL": "de_DE", "SLURM_TIME_FORMAT": "relative"})
     assert kept == {"PATH": "/bin", "LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+
+
+def test_within_an_allocation_nothing_of_it_reaches_slurm_unless_the_site_names_it() -> None:
+    outer = {"SLURM_JOB_ID": "1", "SLURM_MEM_PER_NODE": "7", "SBATCH_EXPORT": "NONE", "TMPDIR": "/tmp/of-a-session"}
+    wanted = {"SLURM_CLUSTERS": "a,b", "TZ": "Europe/Berlin", "SLURM_CONF": "/etc/slurm.conf"}
+    own = {"LC_ALL": "C", "SLURM_TIME_FORMAT": "%s"}
+    assert clean_environment(outer | wanted) == wanted | own
+    assert clean_environment(outer | wanted, ["SBATCH_EXPORT", "ABSENT"]) == wanted | own | {"SBATCH_EXPORT": "NONE"}
+
+
+def test_the_site_names_what_slurm_gets_beside_that(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KRB5CCNAME", "FILE:/tmp/x")
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    scheduler = scheduler_of(Settings(home=tmp_path, site=Site(slurm_environment=["KRB5CCNAME"])))
+    assert isinstance(scheduler, Slurm)
+    assert (scheduler.environment["KRB5CCNAME"], "HF_TOKEN" in scheduler.environment) == ("FILE:/tmp/x", False)
 
 
 @pytest.mark.parametrize(

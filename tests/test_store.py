@@ -92,6 +92,32 @@ def test_reopening_keeps_everything(tmp_path: Path) -> None:
     assert len(kept) == 5
 
 
+OF_0_1_0 = Path(__file__).parent / "databases" / "0.1.0.sql"
+
+
+def test_the_secrets_in_a_database_of_0_1_0_are_gone_and_the_rest_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "orchestrator.db"
+    with sqlite3.connect(path) as database:
+        database.executescript(OF_0_1_0.read_text())
+    database.close()
+    assert path.read_bytes().count(b"planted") >= 3
+
+    async def work(store: Store) -> None:
+        service, job = await store.find("7")
+        assert service.config == {"environment": {"MY_TOKEN": "***", "MINE": "kept"}, "cpu": 2}
+        assert service.plan["environment"] == {"MINE": "kept"}
+        assert (service.plan["secrets"], service.plan["recipe"]) == (["MY_TOKEN"], "inference/vllm-single-node")
+        (created,) = await store.events("a")
+        assert created.detail == {"recipe": "inference/vllm-single-node", "config": service.config}
+        assert (job.state, service.idempotency_key) == (JobState.RUNNING, "k")
+        without, _ = await store.find("8")
+        assert (without.config, without.plan) == ({}, {"environment": {}})
+
+    with_store(tmp_path, work)
+    assert b"planted" not in path.read_bytes(), "nor in the pages that SQLite does not use any more"
+    with_store(tmp_path, work)
+
+
 def schema(path: Path) -> dict[str, Any]:
     engine = sa.create_engine(f"sqlite:///{path}")
     inspector = sa.inspect(engine)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from orchestrator import __version__
-from orchestrator.deps import App, Orchestrator
+from orchestrator.deps import App
 
 router = APIRouter(tags=["health"])
 
@@ -20,7 +20,7 @@ class Root(BaseModel):
 
 
 class WatcherHealth(BaseModel):
-    """`late`: the last turn is older than three intervals, so nothing that is shown is up to date."""
+    """`late`: the last turn is older than three intervals (at least 10 s): nothing that is shown is up to date."""
 
     late: bool
     last_look: datetime | None
@@ -49,7 +49,7 @@ async def root() -> Root:
 async def health(app: App) -> Health:
     """Always 200 while the process lives; `status` is `degraded` while Slurm does not answer or the watcher is late."""
     watcher = app.watcher
-    late = is_late(app)
+    late = watcher.late
     return Health(
         status="degraded" if late or watcher.stale_since else "healthy",
         service="Sluicegate orchestrator",
@@ -71,9 +71,3 @@ async def ready(app: App, response: Response) -> Health:
         response.status_code = 503
         response.headers["Retry-After"] = "5"
     return answer
-
-
-def is_late(app: Orchestrator) -> bool:
-    """A turn may take as long as its commands may, beside the interval."""
-    seconds = 3 * app.settings.poll_interval + app.settings.command_seconds
-    return (app.watcher.clock() - (app.watcher.last_look or app.started_at)).total_seconds() > seconds

@@ -46,6 +46,11 @@ class StartRequest(BaseModel):
     config: dict[str, Any] = {}
 
 
+StaleSince = Annotated[
+    datetime | None, Field(description="Since when the scheduler has not answered; null when it does, or at the end.")
+]
+
+
 class ServiceShape(BaseModel):
     """A service. The fields of replica groups are null for a single service, and for one replica all but `group_id`."""
 
@@ -64,6 +69,7 @@ class ServiceShape(BaseModel):
     node_jobs: list[dict[str, Any]] | None = None
     group_id: str | None = None
     replica_index: int | None = None
+    stale_since: StaleSince = None
 
 
 class JobShape(BaseModel):
@@ -90,7 +96,6 @@ class ServiceDetail(ServiceShape):
     model: str | None
     started_at: datetime | None
     ends_at: datetime | None
-    stale_since: datetime | None = Field(description="Since when the scheduler has not answered; null when it does.")
     job: JobShape
 
 
@@ -286,6 +291,7 @@ class Group(BaseModel):
     node_jobs: list[NodeJob]
     config: dict[str, Any]
     created_at: datetime
+    stale_since: StaleSince = None
 
 
 class GroupHealth(BaseModel):
@@ -329,8 +335,14 @@ def service_shape(app: Orchestrator, service: Service, job: Job) -> ServiceShape
         status=app.status(service, job),
         config=service.config,
         created_at=service.created_at,
+        stale_since=stale_since(app, job),
     )
     return shape.model_copy(update=group_fields(app, service, job)) if is_group(service) else shape
+
+
+def stale_since(app: Orchestrator, job: Job) -> datetime | None:
+    """Since when what is told of a job may be out of date. What has ended stays as it is."""
+    return None if job.state.ended else app.watcher.unseen_since
 
 
 def group_fields(app: Orchestrator, service: Service, job: Job) -> dict[str, Any]:
@@ -391,7 +403,6 @@ def service_detail(app: Orchestrator, wanted: Wanted) -> ServiceDetail:
         model=plan_of(service).served_model_name,
         started_at=job.started_at,
         ends_at=job.ends_at,
-        stale_since=None if job.state.ended else app.watcher.stale_since,
         job=job_shape(job),
     )
 

@@ -175,13 +175,18 @@ def _words_of(output: Output) -> str:
     return text[:1000] or f"ended with status {output.status} and no message"
 
 
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
+# Who the user is, where Slurm is. Not TMPDIR, which on many login nodes is a folder of this session.
+_KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TZ", "SLURM_CONF", "SLURM_CLUSTERS", "LD_LIBRARY_PATH")
+
+
+def clean_environment(environment: Mapping[str, str], further: Collection[str] = ()) -> dict[str, str]:
     """What Slurm's commands get: no secret of the orchestrator's, no `SQUEUE_*` of the user's profile.
 
-    sbatch exports its whole environment into the job; `SQUEUE_STATES=PENDING` in a profile hides running jobs.
+    sbatch exports its whole environment into the job: `--export=NONE` would keep that out, but also from every srun
+    within the job. `SQUEUE_STATES=PENDING` in a profile hides running jobs; within an allocation SLURM_* say what that
+    one has. `further`: names that the site wants there all the same.
     """
-    kept = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "SLURM_CONF", "LD_LIBRARY_PATH")
-    return {name: environment[name] for name in kept if name in environment} | {
+    return {name: environment[name] for name in (*_KEPT, *further) if name in environment} | {
         "LC_ALL": "C",
         "SLURM_TIME_FORMAT": "%s",
     }

@@ -4,6 +4,7 @@ uvicorn's own HTTP protocol serves it, on a transport that leads to a Reply inst
 """
 
 import asyncio
+from contextvars import ContextVar
 from typing import Any
 
 from uvicorn.config import Config
@@ -15,6 +16,10 @@ from orchestrator.wire.http1 import HEAD_END, Extent, Request, end_to_end, parse
 
 _OURS = frozenset({b"expect", b"content-length", b"x-request-id"})
 _WITH_BODY = (b"POST", b"PUT", b"PATCH")
+
+
+SERVED: ContextVar[bytes] = ContextVar("SERVED", default=b"")
+"""The id of the request that the application is serving."""
 
 
 class Application:
@@ -47,7 +52,10 @@ class Hosted(asyncio.Transport):
             headers.append((b"transfer-encoding", b"chunked"))
         elif request.length or request.method in _WITH_BODY:
             headers.append((b"content-length", b"%d" % (request.length or 0)))
+        # The application's task inherits it, and so does every line of the log that it writes.
+        before = SERVED.set(request.id)
         protocol.data_received(request_head(request.method, request.target, headers))
+        SERVED.reset(before)
 
     # The exchange
 

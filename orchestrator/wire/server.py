@@ -83,7 +83,8 @@ class Server:
         try:
             return self.handle(request, reply)
         except Exception:
-            log.exception("%r %r could not be handled", request.method, request.target[:200])
+            path = request.path[:200]
+            log.exception("%r %s could not be handled", request.method, path, extra={"request": request.id})
             request.keep_alive = False  # as `render` says
             reply.write(self.render(request.path, 500, "an unexpected error; the log has it"))
             reply.finish()

@@ -123,6 +123,7 @@ class Deployment:
     config: str
     grace_seconds: float = 15
     environment: dict[str, str] = field(default_factory=dict)
+    gateway_environment: dict[str, str] = field(default_factory=dict)
     orchestrator: subprocess.Popen[bytes] | None = None
     gateway: subprocess.Popen[bytes] | None = None
 
@@ -202,6 +203,7 @@ class Deployment:
                     "GATEWAY_SSH_CONFIG": str(self.cluster.ssh_config),
                     "GATEWAY_REMOTE_SOCKET": str(self.socket),
                     "GATEWAY_BACKOFF_MAX_SECONDS": "2",
+                    **self.gateway_environment,
                 },
                 cwd=REPOSITORY,
                 stderr=log,

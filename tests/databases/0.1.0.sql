@@ -1,0 +1,20 @@
+-- A database as release 0.1.0 made it, with a secret where that release kept one.
+CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num));
+INSERT INTO alembic_version VALUES('0001');
+CREATE TABLE service (submission_id VARCHAR NOT NULL, id VARCHAR, name VARCHAR NOT NULL, recipe_name VARCHAR NOT NULL, config JSON NOT NULL, "plan" JSON NOT NULL, created_at DATETIME NOT NULL, idempotency_key VARCHAR, cancelled_at DATETIME, PRIMARY KEY (submission_id), UNIQUE (idempotency_key));
+INSERT INTO service VALUES('a', '7', 'inference/vllm-single-node-7', 'inference/vllm-single-node', '{"environment": {"MY_TOKEN": "planted", "MINE": "kept"}, "cpu": 2}', '{"recipe": "inference/vllm-single-node", "engine": "vllm", "environment": {"MY_TOKEN": "planted", "MINE": "kept"}}', '2026-11-21 12:00:00.000000', 'k', NULL);
+INSERT INTO service VALUES('b', '8', 'x-8', 'inference/x', '{}', '{"environment": {}}', '2026-11-21 12:00:00.000000', NULL, NULL);
+CREATE TABLE job (submission_id VARCHAR NOT NULL, service VARCHAR NOT NULL, scheduler VARCHAR NOT NULL, name VARCHAR NOT NULL, job_id VARCHAR, state VARCHAR(32) NOT NULL, reason VARCHAR NOT NULL, nodes VARCHAR NOT NULL, exit_code INTEGER, restarts INTEGER NOT NULL, recorded_at DATETIME NOT NULL, seen_at DATETIME, submitted_at DATETIME, started_at DATETIME, ready_at DATETIME, ended_at DATETIME, ends_at DATETIME, PRIMARY KEY (submission_id), FOREIGN KEY(service) REFERENCES service (submission_id), UNIQUE (name));
+INSERT INTO job VALUES('a', 'a', 'slurm', 'sluice-a', '7', 'RUNNING', '', 'node1', NULL, 0, '2026-11-21 12:00:00.000000', NULL, NULL, NULL, NULL, NULL, NULL);
+INSERT INTO job VALUES('b', 'b', 'slurm', 'sluice-b', '8', 'FAILED', '', '', 1, 0, '2026-11-21 12:00:00.000000', NULL, NULL, NULL, NULL, NULL, NULL);
+CREATE TABLE event (id INTEGER NOT NULL, at DATETIME NOT NULL, actor VARCHAR NOT NULL, kind VARCHAR NOT NULL, subject VARCHAR NOT NULL, detail JSON NOT NULL, PRIMARY KEY (id));
+INSERT INTO event VALUES(1, '2026-11-21 12:00:00.000000', 'user', 'service.created', 'a', '{"recipe": "inference/vllm-single-node", "config": {"environment": {"MY_TOKEN": "planted", "MINE": "kept"}, "cpu": 2}}');
+CREATE INDEX ix_service_created_at ON service (created_at);
+CREATE INDEX ix_service_id ON service (id);
+CREATE INDEX ix_service_recipe_name ON service (recipe_name);
+CREATE INDEX ix_job_job_id ON job (job_id);
+CREATE INDEX ix_job_service ON job (service);
+CREATE INDEX ix_job_state ON job (state);
+CREATE INDEX ix_event_at ON event (at);
+CREATE INDEX ix_event_kind ON event (kind);
+CREATE INDEX ix_event_subject ON event (subject);
