@@ -72,6 +72,7 @@ class Plan(BaseModel):
     gpus_per_replica: int | None = None  # None: a single service, not a replica group
     replicas_per_node: int = 1
     volume: str | None = None  # the name of the folder that outlives the job
+    keep_alive: bool = False  # another job takes over before this one reaches its limit
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -115,6 +116,7 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
         gpus_per_replica=gpus_per_replica,
         replicas_per_node=replicas_per_node,
         volume=None if volume is None else str(volume),
+        keep_alive=_keep_alive(recipe, config, site),
     )
 
 
@@ -153,7 +155,7 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _check_keys(recipe: Recipe, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-    root = {"environment", "resources", "account", *_RESOURCES}
+    root = {"environment", "resources", "account", "keep_alive", *_RESOURCES}
     root |= {"routing"} if recipe.models else set()
     root |= {"aliases"} if recipe.aliases else set()
     root |= {p.alias for p in recipe.parameters.values() if p.alias}
@@ -348,6 +350,20 @@ def _routing(recipe: Recipe, config: Mapping[str, Any]) -> str:
         known = "; ".join(f"{name} ({policy.description})" for name, policy in POLICIES.items())
         raise Invalid(f"config.routing is {_short.repr(value)}; choose one of {known}")
     return str(value)
+
+
+def _keep_alive(recipe: Recipe, config: Mapping[str, Any], site: Site) -> bool:
+    """Whether a job is replaced before its limit. Raises Invalid where the next one could not run beside it."""
+    value = config.get("keep_alive")
+    if value is None or not _boolean("config.keep_alive", value):
+        return False
+    if recipe.volume_parameter is not None:
+        raise Invalid(
+            f"config.keep_alive cannot be true for {recipe.full_name}: the next job would need the volume while the "
+            f"last one still writes to it. Leave keep_alive out and ask for a longer time_limit (at most "
+            f"{site.max_time_limit} minutes); after the end, a new service with the same volume has the same data"
+        )
+    return True
 
 
 def _aliases(recipe: Recipe, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -45,13 +45,13 @@ class Orchestrator:
 
     def status(self, service: Service, job: Job) -> ServiceStatus:
         answers = self.replicas.answers(service.submission_id)
-        return status_of(job, cancelled=service.cancelled_at is not None, answers=answers)
+        return status_of(service, job, answers=answers)
 
     def status_of(self, wanted: "Wanted") -> ServiceStatus:
         """The status of a service, or of one replica."""
         service = wanted.service
         answers = any(r.ready for r in self.replicas.of(service.submission_id) if wanted.port in (None, r.port))
-        return status_of(wanted.job, cancelled=service.cancelled_at is not None, answers=answers)
+        return status_of(service, wanted.job, answers=answers)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ async def end(app: Orchestrator, wanted: Wanted, actor: str) -> None:
     try:
         await app.services.cancel(wanted.service, wanted.job, actor=actor, drains=drains)
     except OrchestratorError:
-        app.replicas.drain(submission_id, False)
+        app.replicas.drain(submission_id, wanted=False)
         raise
     app.watcher.wake()
 
@@ -114,7 +114,7 @@ async def why_none(app: Orchestrator, group: Group, model: str | None) -> Orches
             port = "" if group.port is None else f":{group.port}"
             check_ready(app, await find(app, f"{group.service}{port}"))
             return NotReady(f"Service {group.service} does not answer; try again")
-        for service, job in await app.store.open_jobs():
+        for service, job in await app.store.open_services():
             if model is not None and model in plan_of(service).served_names and not app.status(service, job).ended:
                 check_ready(app, Wanted(service, job))
     except OrchestratorError as exc:

@@ -46,7 +46,8 @@ class ReplicaView:
 def views(service: Service, job: Job, replicas: Sequence[Replica]) -> list[ReplicaView]:
     """All replicas of a service in the order of their numbers. A single service has one."""
     plan = Plan.model_validate(service.plan)
-    running = {replica.index: replica for replica in replicas}
+    # Of two jobs, while one takes over from the other, the one that serves is shown.
+    running = {replica.index: replica for replica in replicas if replica.submission_id == job.submission_id}
     return [_view(service, job, plan, index, running.get(index)) for index in range(plan.total_replicas)]
 
 
@@ -70,9 +71,9 @@ def _view(service: Service, job: Job, plan: Plan, index: int, replica: Replica |
 
 
 def _status(service: Service, job: Job, replica: Replica | None) -> ReplicaStatus:
-    if service.cancelled_at is not None or job.state == "CANCELLED":
+    if service.cancelled_at is not None or (job.state == "CANCELLED" and not service.kept):
         return ReplicaStatus.CANCELLED
-    if job.state.ended:
+    if job.state.ended and not service.kept:
         return ReplicaStatus.ENDED if job.state == "COMPLETED" else ReplicaStatus.FAILED
     if replica is None:
         return ReplicaStatus.STARTING if job.state.runs else ReplicaStatus.PENDING

@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from orchestrator.exposition import gauge, labelled, merged
 from orchestrator.models import JobState, ServiceStatus, status_in
 from orchestrator.scrape import Reading
+from orchestrator.store import Tally
 
 S = TypeVar("S", bound=str)
 
@@ -55,11 +56,11 @@ def of_engines(service_id: str, readings: Sequence[Reading], *, by_replica: bool
 class Known:
     """What an orchestrator knows at one moment. Times in seconds.
 
-    `ended`: how many jobs are in each ended state, and whether a user had cancelled their service.
+    `ended`: how many jobs are in each ended state.
     `open_jobs`, `open_statuses`: of what has not ended. `in_flight`: requests by the service's id.
     """
 
-    ended: Sequence[tuple[JobState, bool, int]]
+    ended: Sequence[Tally]
     open_jobs: Sequence[JobState]
     open_statuses: Sequence[ServiceStatus]
     replicas: int
@@ -73,9 +74,10 @@ class Known:
 def of_orchestrator(known: Known) -> list[Metric]:
     jobs = Counter(known.open_jobs)
     services = Counter(known.open_statuses)
-    for state, cancelled, number in known.ended:
+    for state, cancelled, last, number in known.ended:
         jobs[state] += number
-        services[status_in(state, cancelled=cancelled, answers=False)] += number
+        if last:
+            services[status_in(state, cancelled=cancelled, answers=False)] += number
     in_flight = [({"service_id": service}, number) for service, number in known.in_flight.items()]
     return [
         _by("sluice_jobs", "Jobs by the scheduler's state.", "state", JobState, jobs),

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import DateTime, Enum, TypeDecorator
+from sqlalchemy import DateTime, Enum, TypeDecorator, UniqueConstraint
 from sqlalchemy.engine import Dialect
 from sqlmodel import JSON, Column, Field, SQLModel
 
@@ -130,6 +130,11 @@ class Service(SQLModel, table=True):
     created_at: datetime = Field(sa_type=UtcDateTime, index=True)
     idempotency_key: str | None = Field(default=None, unique=True)
     cancelled_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when a user asked for the end
+    # `config.keep_alive`, until nothing more will follow its job: then the end of the job is the service's.
+    kept: bool = Field(default=False, index=True)
+    job: str = Field(index=True)  # the submission id of the job that serves
+    next_job: str | None = None  # of the last one that was to take over, also when it has failed
+    handovers: int = 0  # how often one has
 
 
 # A width of its own: a new word of Slurm's must not need a migration.
@@ -137,7 +142,13 @@ STATE = Enum(JobState, native_enum=False, length=32)
 
 
 class Job(SQLModel, table=True):
-    """A scheduler's job. `submission_id` is ours and older than `job_id`."""
+    """A scheduler's job. `submission_id` is ours and older than `job_id`.
+
+    `replaces` is the job before it, None for a service's first. `attempt` counts from 1 and is one more than that of a
+    job which never answered. Together they are unique: no job is replaced twice.
+    """
+
+    __table_args__ = (UniqueConstraint("replaces", "attempt"),)
 
     submission_id: str = Field(primary_key=True)
     service: str = Field(index=True, foreign_key="service.submission_id")
@@ -156,6 +167,8 @@ class Job(SQLModel, table=True):
     ready_at: datetime | None = Field(default=None, sa_type=UtcDateTime)  # when its engine first answered
     ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     ends_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    replaces: str | None = None
+    attempt: int = 1
 
 
 class Event(SQLModel, table=True):
@@ -169,16 +182,19 @@ class Event(SQLModel, table=True):
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
 
 
-def status_of(job: Job, *, cancelled: bool, answers: bool) -> ServiceStatus:
+def status_of(service: Service, job: Job, *, answers: bool) -> ServiceStatus:
     """The status of a service by its job: see `status_in`."""
-    return status_in(job.state, cancelled=cancelled, answers=answers)
+    return status_in(job.state, cancelled=service.cancelled_at is not None, answers=answers, kept=service.kept)
 
 
-def status_in(state: JobState, *, cancelled: bool, answers: bool) -> ServiceStatus:
+def status_in(state: JobState, *, cancelled: bool, answers: bool, kept: bool = False) -> ServiceStatus:
     """The one place where a status comes from.
 
-    `cancelled`: a user asked for the end. `answers`: the engine's health check passes now.
+    `cancelled`: a user asked for the end. `answers`: the engine's health check passes now. `kept`: another job follows
+    the one that has ended.
     """
+    if state.ended and kept and not cancelled:
+        return ServiceStatus.RUNNING if answers else ServiceStatus.PENDING
     if state.ended:
         if cancelled and state is not JobState.COMPLETED:
             return ServiceStatus.CANCELLED
@@ -192,16 +208,20 @@ def status_in(state: JobState, *, cancelled: bool, answers: bool) -> ServiceStat
     return ServiceStatus.PENDING
 
 
-def states_of(status: ServiceStatus) -> dict[bool, list[JobState]]:
-    """The states of jobs whose services may be in a status; the key says whether a user has cancelled the service.
+def states_of(status: ServiceStatus) -> dict[tuple[bool, bool], list[JobState]]:
+    """The states of jobs whose services may be in a status, by whether a user has cancelled the service, and whether
+    it is kept.
 
     For `running` and `configuring`, which also depend on the engine, these are candidates; else the answer is exact.
     """
     return {
-        cancelled: [
-            s for s in JobState if status in {status_in(s, cancelled=cancelled, answers=a) for a in (True, False)}
+        (cancelled, kept): [
+            s
+            for s in JobState
+            if status in {status_in(s, cancelled=cancelled, answers=a, kept=kept) for a in (True, False)}
         ]
         for cancelled in (True, False)
+        for kept in (True, False)
     }
 
 

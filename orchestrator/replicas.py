@@ -36,11 +36,15 @@ class Waiting(Protocol):
 class Replica:
     """One engine of a service. `url` is its base; `problem` says why it does not answer, "" when it does.
 
+    `submission_id` and `job_id` are those of its job, of which a service may have several one after the other.
+    `service_id` is the service's for users, `created_at` tells services of one id apart.
     `state` is its supervisor's word (up, down, failed); `ready` is ours: its health check passes. `lost` is set when a
     replica that was ready is no longer, so that whoever waits for its answer can turn to another.
     """
 
     submission_id: str
+    service_id: str
+    created_at: datetime
     job_id: str
     index: int
     node: str
@@ -52,7 +56,7 @@ class Replica:
     restarts: int = 0
     starts: int = 1
     state: str = "up"
-    draining: bool = False  # its service is being cancelled: no new requests
+    draining: bool = False  # its service is being cancelled, or another job has taken over: no new requests
     ready: bool = False
     problem: str = "the engine has just been started"
     cards: tuple[dict[str, Any], ...] = ()  # what the engine says of its models, each with an `id`
@@ -140,13 +144,14 @@ class Replica:
 
 @dataclass
 class Replicas:
-    """All replicas, by submission id. The watcher writes, requests read."""
+    """All replicas, by the submission id of their service. The watcher writes, requests read."""
 
     _all: dict[str, list[Replica]] = field(default_factory=dict)
     _turns: dict[str, Iterator[int]] = field(default_factory=dict)
 
-    def of(self, submission_id: str) -> Sequence[Replica]:
-        return tuple(self._all.get(submission_id, ()))
+    def of(self, service: str, job: str | None = None) -> Sequence[Replica]:
+        """Those of a service; with `job`, its submission id, only those of this job."""
+        return tuple(r for r in self._all.get(service, ()) if job in (None, r.submission_id))
 
     def every(self) -> Sequence[Replica]:
         return tuple(replica for group in self._all.values() for replica in group)
@@ -159,30 +164,36 @@ class Replicas:
         return [r for group in self._all.values() for r in group if model in r.models]
 
     def named(self, identity: str, port: int | None = None) -> Sequence[Replica]:
-        """The replicas of a service by its job's id or its submission id; with `port` only that one."""
-        return [
-            r
-            for group in self._all.values()
-            for r in group
-            if identity in (r.job_id, r.submission_id) and port in (None, r.port)
-        ]
+        """The replicas of a service by its id, its submission id or a job's id; with `port` only that one.
 
-    def drain(self, submission_id: str, wanted: bool = True) -> bool:
+        Of several services with one id the newest is meant.
+        """
+        group = self._all.get(identity) or self._newest(identity)
+        return [r for r in group if port in (None, r.port)]
+
+    def _newest(self, service_id: str) -> Sequence[Replica]:
+        groups = self._all.values()
+        called = [group for group in groups if group[0].service_id == service_id]
+        called = called or [group for group in groups if any(r.job_id == service_id for r in group)]
+        return max(called, key=lambda group: group[0].created_at, default=())
+
+    def drain(self, service: str, job: str | None = None, *, wanted: bool = True) -> bool:
         """Send these replicas nothing more (`wanted`), or do so again; true while they have requests under way."""
-        group = self._all.get(submission_id, ())
+        group = self.of(service, job)
         for replica in group:
             replica.draining = wanted
         return any(replica.in_flight for replica in group)
 
-    def answers(self, submission_id: str) -> bool:
-        return any(replica.ready for replica in self._all.get(submission_id, ()))
+    def answers(self, service: str, job: str | None = None) -> bool:
+        return any(replica.ready for replica in self.of(service, job))
 
-    def update(self, submission_id: str, found: Sequence[Replica]) -> bool:
-        """These are the replicas of a service now. Those that stay the same keep what is known of them.
+    def update(self, service: str, job: str, found: Sequence[Replica]) -> bool:
+        """These are the replicas of a service's job now. Those that stay the same keep what is known of them.
 
         True when there is one among them that nobody has asked yet.
         """
-        known = {r.incarnation: r for r in self._all.get(submission_id, ())}
+        known = {r.incarnation: r for r in self.of(service, job)}
+        others = [r for r in self._all.get(service, ()) if r.submission_id != job]
         now, unasked = [], False
         for new in found:
             replica = known.pop(new.incarnation, new)
@@ -193,29 +204,36 @@ class Replicas:
             now.append(replica)
         for gone in known.values():
             gone.down("it is gone")
-        self._all[submission_id] = now
+        self._keep(service, [*others, *now])
         return unasked
 
-    def drop(self, submission_id: str) -> None:
-        for replica in self._all.pop(submission_id, ()):
+    def drop(self, service: str, job: str) -> None:
+        """A service's job is gone."""
+        gone = self.of(service, job)
+        self._keep(service, [r for r in self._all.get(service, ()) if r.submission_id != job])
+        for replica in gone:
             replica.down("its job is gone")
-        self._turns.pop(submission_id, None)
 
-    def pick(
-        self, submission_id: str, now: datetime, *, port: int | None = None, without: Collection[str] = ()
-    ) -> Replica:
+    def _keep(self, service: str, group: list[Replica]) -> None:
+        if group:
+            self._all[service] = group
+        else:
+            self._all.pop(service, None)
+            self._turns.pop(service, None)
+
+    def pick(self, service: str, now: datetime, *, port: int | None = None, without: Collection[str] = ()) -> Replica:
         """The next replica that answers, in turn; with `port` only that one; none whose id is in `without`.
 
         One that rests after errors is taken only when all do. Raises NotReady saying what the others lack.
         """
-        ready = self.ready(submission_id, port=port, without=without)
+        ready = self.ready(service, port=port, without=without)
         rested = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready
-        turn = self._turns.setdefault(submission_id, itertools.count())
+        turn = self._turns.setdefault(service, itertools.count())
         return rested[next(turn) % len(rested)]
 
-    def ready(self, submission_id: str, *, port: int | None = None, without: Collection[str] = ()) -> list[Replica]:
+    def ready(self, service: str, *, port: int | None = None, without: Collection[str] = ()) -> list[Replica]:
         """The replicas that answer, at least one. Raises NotReady saying what the others lack."""
-        group = [r for r in self._all.get(submission_id, []) if port in (None, r.port)]
+        group = [r for r in self._all.get(service, []) if port in (None, r.port)]
         ready = [r for r in group if r.ready and not r.draining and r.id not in without]
         if not ready:
             problems = "; ".join(f"{r.id}: {r.problem or 'it failed just now'}" for r in group)

@@ -11,13 +11,13 @@ from typing import Any
 
 from orchestrator.confidential import masked
 from orchestrator.config import Plan, resolve, secrets_of
-from orchestrator.errors import Conflict, Invalid, SchedulerError, SchedulerUnknown
+from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown
 from orchestrator.models import Job, JobState, Service, new_submission_id
 from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.runs import RunFolder
 from orchestrator.schedulers import JobSpec, Scheduler
 from orchestrator.script import Target, render, site_secrets
-from orchestrator.settings import Settings, read_token
+from orchestrator.settings import Settings, SettingsError, read_token
 from orchestrator.store import Store
 from orchestrator.volumes import make_volume, volume_path
 
@@ -108,6 +108,7 @@ class Services:
         script = render(recipe, plan, self.settings.site, self._target(submission_id))
         service = Service(
             submission_id=submission_id,
+            job=submission_id,
             recipe_name=recipe.full_name,
             name=recipe.full_name,
             config=masked(config),
@@ -123,6 +124,46 @@ class Services:
             recorded_at=now,
         )
         return service, job, script, self._secrets(recipe) | secrets_of(config)
+
+    async def replace(self, service: Service, job: Job, attempt: int, *, actor: str) -> None:
+        """Submit a job that is to take over from `job`, made from the same plan. Exactly once, as in `start`.
+
+        What cannot be rendered any more, of a recipe that is gone, is recorded as a job that has failed. Raises
+        SchedulerError in the scheduler's own words.
+        """
+        submission_id = new_submission_id()
+        successor = Job(
+            submission_id=submission_id,
+            service=service.submission_id,
+            scheduler=self.scheduler.name,
+            name=job_name(submission_id),
+            recorded_at=self.clock(),
+            replaces=job.submission_id,
+            attempt=attempt,
+        )
+        try:
+            recipe = self.recipes.find(service.recipe_name)
+            script = render(recipe, plan_of(service), self.settings.site, self._target(submission_id))
+            given = self._given(service, job)
+            self.folder(submission_id).write(script, self._secrets(recipe) | given)
+        except (NotFound, Invalid, SettingsError) as exc:
+            successor.state, successor.reason, successor.ended_at = JobState.FAILED, str(exc), successor.recorded_at
+        if await self.store.follows(successor, actor=actor) and not successor.state.ended:
+            await self.submit(successor, actor=actor)
+
+    def _given(self, service: Service, job: Job) -> dict[str, str]:
+        """The user's own secrets, which only the folder of an earlier job has. Raises Invalid where they are gone."""
+        names = secrets_of(service.config).keys()
+        if not names:
+            return {}
+        try:
+            kept = self.folder(job.submission_id).read_secrets()
+            return {name: kept[name] for name in names}
+        except (OSError, KeyError) as exc:
+            raise Invalid(
+                f"the values of {', '.join(names)} are not in the run folder of the job before it any more ({exc}); "
+                "start the service again"
+            ) from exc
 
     def _target(self, submission_id: str) -> Target:
         return Target(
@@ -172,10 +213,12 @@ class Services:
 
         `drains`: requests are being answered; the watcher ends the job when they are, or have had their time.
         """
-        if job.state.ended:
+        if job.state.ended and not service.kept:
             return
-        if job.job_id is not None and not drains:
-            await self.scheduler.cancel(job.job_id, job.name)
+        if not drains:
+            for one in await self.store.open_jobs_of(service.submission_id):
+                if one.job_id is not None:
+                    await self.scheduler.cancel(one.job_id, one.name)
         await self.store.cancelled(service.submission_id, at=self.clock(), actor=actor)
 
     def folder(self, submission_id: str) -> RunFolder:

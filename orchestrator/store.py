@@ -2,17 +2,19 @@
 
 import asyncio
 import contextlib
+import functools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import ColumnElement, event, func
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.orm import aliased
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -21,7 +23,39 @@ from orchestrator.models import Event, Job, JobState, Service, ServiceStatus, st
 from orchestrator.settings import SettingsError
 
 # The newest migration in orchestrator/migrations/versions.
-HEAD = "0002"
+HEAD = "0003"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+_ENDED = [state for state in JobState if state.ended]
+
+
+class Tally(NamedTuple):
+    """So many jobs are in a state. `cancelled`: a user has asked for the end of their service; `last`: nothing follows
+    them, so that their state is their service's."""
+
+    state: JobState
+    cancelled: bool
+    last: bool
+    number: int
+
+
+def whole(
+    method: Callable[Concatenate["Store", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Store", P], Coroutine[Any, Any, T]]:
+    """What the database has begun is ended, also when the one who asked is cancelled: a connection that is given up
+    within a statement keeps its lock, and nothing could be written any more."""
+
+    @functools.wraps(method)
+    async def run(store: "Store", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        work = asyncio.ensure_future(method(store, *args, **kwargs))
+        store._under_way.add(work)
+        work.add_done_callback(store._under_way.discard)
+        return await asyncio.shield(work)
+
+    return run
 
 
 class Store:
@@ -30,6 +64,12 @@ class Store:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._writer = asyncio.Lock()
+        self._under_way: set[asyncio.Future[Any]] = set()
+
+    async def close(self) -> None:
+        """End what is under way, then the connections."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)  # who asked has got the error, or has gone
+        await self._engine.dispose()
 
     def _session(self) -> AsyncSession:
         return AsyncSession(self._engine, expire_on_commit=False)
@@ -40,6 +80,7 @@ class Store:
         async with self._writer, self._session() as session:
             yield session
 
+    @whole
     async def add(self, service: Service, job: Job, *, actor: str) -> None:
         """Record what is about to be submitted. Raises Conflict when the idempotency key is in use."""
         async with self._writing() as session:
@@ -62,8 +103,12 @@ class Store:
             )
             await session.commit()
 
+    @whole
     async def accepted(self, submission_id: str, job_id: str, *, at: datetime, actor: str) -> Service:
-        """The scheduler has given the job an id, which becomes the service's id if it has none yet."""
+        """The scheduler has given the job an id, which becomes the service's id if it has none yet.
+
+        From then on the service is kept, if that was asked for: what was never accepted is not followed by anything.
+        """
         async with self._writing() as session:
             job = await session.get_one(Job, submission_id)
             service = await session.get_one(Service, job.service)
@@ -72,11 +117,13 @@ class Store:
                 job.state, job.reason, job.seen_at = JobState.PENDING, "", at
             if service.id is None:
                 service.id = job_id
+                service.kept = bool(service.plan.get("keep_alive")) and service.cancelled_at is None
                 service.name = f"{service.recipe_name}-{'group' if service.plan.get('gpus_per_replica') else job_id}"
             session.add(_event(at, actor, "job.accepted", service, {"job_id": job_id}))
             await session.commit()
             return service
 
+    @whole
     async def record(
         self, submission_id: str, changes: dict[str, Any], *, at: datetime, actor: str, kind: str | None
     ) -> None:
@@ -93,6 +140,7 @@ class Store:
                 session.add(_event(at, actor, kind, service, detail))
             await session.commit()
 
+    @whole
     async def ready(self, submission_id: str, *, at: datetime, actor: str) -> None:
         """A job's engine has answered. The first time is kept with the job."""
         async with self._writing() as session:
@@ -104,35 +152,103 @@ class Store:
             session.add(_event(at, actor, "service.ready", service, {"job_id": job.job_id}))
             await session.commit()
 
+    @whole
     async def cancelled(self, submission_id: str, *, at: datetime, actor: str) -> None:
         """A user has asked for the end of a service. The first time counts."""
         async with self._writing() as session:
             service = await session.get_one(Service, submission_id)
             if service.cancelled_at is None:
-                service.cancelled_at = at
+                service.cancelled_at, service.kept = at, False
                 session.add(_event(at, actor, "service.cancelled", service, {}))
                 await session.commit()
 
-    async def find(self, service_id: str) -> tuple[Service, Job]:
-        """A service by its id, or by its submission id while it has none, with its newest job. Raises NotFound.
+    @whole
+    async def follows(self, job: Job, *, actor: str) -> bool:
+        """Record a job that is to take over from the one that it `replaces`; false when that is not wanted any more.
 
-        Slurm may give an id twice in its life; the newest service of an id is meant.
+        Nothing is recorded while another one is on its way, or when the service is not kept, or its job another one.
         """
-        named = or_(Service.id == service_id, Service.submission_id == service_id)
-        query = select(Service, Job).where(named, Job.service == Service.submission_id)
-        async with self._session() as session:
-            rows = await session.exec(query.order_by(col(Job.recorded_at).desc()).limit(1))
-            row = rows.first()
-        if row is None:
-            raise NotFound(f"Service {service_id[:100]!r} not found. GET /services lists what there is.")
-        return row[0], row[1]
+        async with self._writing() as session:
+            service = await session.get_one(Service, job.service)
+            last = await session.get(Job, service.next_job) if service.next_job else None
+            under_way = last is not None and not last.state.ended
+            if under_way or not service.kept or service.job != job.replaces:
+                return False
+            service.next_job = job.submission_id
+            session.add(job)
+            detail = {"job": job.submission_id, "replaces": job.replaces, "attempt": job.attempt}
+            if job.state.ended:
+                detail["reason"] = job.reason
+            session.add(_event(job.recorded_at, actor, "job.replacing", service, detail))
+            await session.commit()
+            return True
 
-    async def by_idempotency_key(self, key: str) -> tuple[Service, Job] | None:
-        query = select(Service, Job).where(Service.idempotency_key == key, Job.service == Service.submission_id)
+    @whole
+    async def hand_over(self, submission_id: str, successor: str, *, at: datetime, actor: str) -> None:
+        """From now on the successor is the service's job, unless it is no longer the one that is to take over."""
+        async with self._writing() as session:
+            service = await session.get_one(Service, submission_id)
+            if service.next_job != successor or not service.kept:
+                return
+            job = await session.get_one(Job, successor)
+            detail = {"from": service.job, "to": successor, "job_id": job.job_id}
+            service.job, service.next_job, service.handovers = successor, None, service.handovers + 1
+            session.add(_event(at, actor, "service.handover", service, detail))
+            await session.commit()
+
+    @whole
+    async def let_go(self, submission_id: str, reason: str, *, at: datetime, actor: str) -> None:
+        """Nothing follows the service's job any more."""
+        async with self._writing() as session:
+            service = await session.get_one(Service, submission_id)
+            if service.kept:
+                service.kept = False
+                session.add(_event(at, actor, "service.let_go", service, {"reason": reason}))
+                await session.commit()
+
+    @whole
+    async def kept(self) -> list[tuple[Service, Job, Job | None]]:
+        """The services whose job is followed by another, with it and the last one that was to take over."""
+        successor = aliased(Job)
+        query = (
+            select(Service, Job, successor)
+            .join(Job, col(Job.submission_id) == Service.job)
+            .outerjoin(successor, col(successor.submission_id) == Service.next_job)
+            .where(col(Service.kept))
+        )
         async with self._session() as session:
-            row = (await session.exec(query.order_by(col(Job.recorded_at).desc()).limit(1))).first()
+            return [(service, job, successor) for service, job, successor in await session.exec(query)]
+
+    @whole
+    async def job(self, submission_id: str) -> Job:
+        async with self._session() as session:
+            return await session.get_one(Job, submission_id)
+
+    @whole
+    async def find(self, service_id: str) -> tuple[Service, Job]:
+        """A service with the job that serves, by its id, or by its submission id while it has none. Raises NotFound.
+
+        Also by the id of a job that has followed its first. Slurm may give an id twice in its life; the newest service
+        of that id is meant, and only where there is none the newest that has had a job of that id.
+        """
+        query = select(Service, Job).where(Job.submission_id == Service.job)
+        named = query.where(or_(Service.id == service_id, Service.submission_id == service_id))
+        had = query.where(col(Service.submission_id).in_(select(Job.service).where(Job.job_id == service_id)))
+        async with self._session() as session:
+            for one in (named, had):
+                row = (await session.exec(one.order_by(col(Service.created_at).desc()).limit(1))).first()
+                if row is not None:
+                    return row[0], row[1]
+        raise NotFound(f"Service {service_id[:100]!r} not found. GET /services lists what there is.")
+
+    @whole
+    async def by_idempotency_key(self, key: str) -> tuple[Service, Job] | None:
+        query = select(Service, Job).where(Service.idempotency_key == key, Job.submission_id == Service.job)
+        async with self._session() as session:
+            row = (await session.exec(query.limit(1))).first()
         return None if row is None else (row[0], row[1])
 
+    @whole
     async def services(
         self,
         *,
@@ -142,18 +258,19 @@ class Store:
         limit: int | None = None,
         offset: int = 0,
     ) -> list[tuple[Service, Job]]:
-        """Services with their job, the newest first. With `status` those that `states_of` says may be in it; with
-        `groups` replica groups only."""
+        """Services with the job that serves, the newest first. With `status` those that `states_of` says may be in it;
+        with `groups` replica groups only."""
         order = col(Service.created_at).desc(), col(Service.submission_id)
         conditions = _conditions(recipe, status, groups)
         async with self._session() as session:
             if offset:  # by ids alone first: what is left out need not be read
                 page = select(Service.submission_id).where(*conditions).order_by(*order).offset(offset).limit(limit)
                 ids = (await session.exec(page)).all()
-                conditions = [col(Job.service) == Service.submission_id, col(Service.submission_id).in_(ids)]
+                conditions = [col(Job.submission_id) == Service.job, col(Service.submission_id).in_(ids)]
             query = select(Service, Job).where(*conditions).order_by(*order).limit(limit)
             return [(service, job) for service, job in await session.exec(query)]
 
+    @whole
     async def count(
         self, *, recipe: str | None = None, status: ServiceStatus | None = None, groups: bool = False
     ) -> int:
@@ -161,25 +278,45 @@ class Store:
         async with self._session() as session:
             return (await session.exec(query)).one()
 
+    @whole
     async def open_jobs(self) -> list[tuple[Service, Job]]:
-        """The jobs that have not ended, with their services, the newest first."""
-        ended = [state for state in JobState if state.ended]
-        query = select(Service, Job).where(Job.service == Service.submission_id, col(Job.state).not_in(ended))
+        """The jobs that have not ended, with their services, the newest first. A service may have several."""
+        order = col(Service.created_at).desc(), col(Service.submission_id), col(Job.recorded_at)
+        query = select(Service, Job).where(Job.service == Service.submission_id, col(Job.state).not_in(_ENDED))
         async with self._session() as session:
-            rows = await session.exec(query.order_by(col(Service.created_at).desc(), col(Service.submission_id)))
-            return [(service, job) for service, job in rows]
+            return [(service, job) for service, job in await session.exec(query.order_by(*order))]
 
-    async def tally(self) -> list[tuple[JobState, bool, int]]:
-        """How many jobs there are, by state and by whether a user has cancelled their service."""
-        cancelled = col(Service.cancelled_at).is_not(None)
-        query = (
-            select(Job.state, cancelled, func.count())
-            .where(Job.service == Service.submission_id)
-            .group_by(col(Job.state), cancelled)
+    @whole
+    async def open_jobs_of(self, submission_id: str) -> Sequence[Job]:
+        """The jobs of a service that have not ended."""
+        query = select(Job).where(Job.service == submission_id, col(Job.state).not_in(_ENDED))
+        async with self._session() as session:
+            return (await session.exec(query)).all()
+
+    @whole
+    async def open_services(self) -> list[tuple[Service, Job]]:
+        """The services that have not ended, with the job that serves, the newest first."""
+        order = col(Service.created_at).desc(), col(Service.submission_id)
+        query = select(Service, Job).where(
+            Job.submission_id == Service.job, or_(col(Job.state).not_in(_ENDED), col(Service.kept))
         )
         async with self._session() as session:
-            return [(JobState(state), bool(was), number) for state, was, number in await session.exec(query)]
+            return [(service, job) for service, job in await session.exec(query.order_by(*order))]
 
+    @whole
+    async def tally(self) -> list[Tally]:
+        cancelled = col(Service.cancelled_at).is_not(None)
+        last = and_(Job.submission_id == Service.job, col(Service.kept).is_(False))
+        query = (
+            select(Job.state, cancelled, last, func.count())
+            .where(Job.service == Service.submission_id)
+            .group_by(col(Job.state), cancelled, last)
+        )
+        async with self._session() as session:
+            rows = await session.exec(query)
+            return [Tally(JobState(state), bool(was), bool(is_last), number) for state, was, is_last, number in rows]
+
+    @whole
     async def events(self, subject: str) -> Sequence[Event]:
         """The events of one submission id, oldest first."""
         async with self._session() as session:
@@ -188,15 +325,21 @@ class Store:
 
 def _conditions(recipe: str | None, status: ServiceStatus | None, groups: bool) -> list[ColumnElement[bool]]:
     """What picks services and their jobs in the database."""
-    conditions = [col(Job.service) == Service.submission_id]
+    conditions = [col(Job.submission_id) == Service.job]
     if recipe is not None:
         conditions.append(col(Service.recipe_name) == recipe)
     if groups:
         conditions.append(col(Service.plan)["gpus_per_replica"].as_integer() > 0)
     if status is not None:
-        states, cancelled = states_of(status), col(Service.cancelled_at)
-        kept = and_(cancelled.is_(None), col(Job.state).in_(states[False]))
-        conditions.append(or_(kept, and_(cancelled.is_not(None), col(Job.state).in_(states[True]))))
+        cancelled, kept = col(Service.cancelled_at).is_not(None), col(Service.kept)
+        conditions.append(
+            or_(
+                *(
+                    and_(cancelled.is_(was), kept.is_(is_kept), col(Job.state).in_(states))
+                    for (was, is_kept), states in states_of(status).items()
+                )
+            )
+        )
     return conditions
 
 
@@ -220,10 +363,11 @@ async def open_store(path: Path) -> AsyncIterator[Store]:
     prepare(path)
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _prepare_connection)
+    store = Store(engine)
     try:
-        yield Store(engine)
+        yield store
     finally:
-        await engine.dispose()
+        await store.close()
 
 
 def _prepare_connection(connection: Any, record: Any) -> None:

@@ -22,10 +22,13 @@ from orchestrator.schedulers import JobInfo, Scheduler
 from orchestrator.schedulers.slurm import hostnames
 from orchestrator.services import Services, plan_of
 from orchestrator.store import Store
+from orchestrator.succession import Act, Role, earliest, healthy, role_of, step
 
 log = logging.getLogger(__name__)
 
 ACTOR = "watcher"
+SETTLING = timedelta(seconds=5)  # after a handover, for requests that are not counted, such as for a list of models
+ESTIMATED_EVERY = timedelta(minutes=10)
 
 
 @dataclass
@@ -49,6 +52,8 @@ class Watcher:
     turn_seconds: float = 0.0  # how long it took
     began: datetime | None = None  # when the loops did
     _keys: dict[str, str] = field(default_factory=dict)
+    _retired: dict[str, datetime] = field(default_factory=dict)  # since when, jobs by submission id
+    _waits: dict[str, tuple[datetime, timedelta | None]] = field(default_factory=dict)  # when asked, the answer
     _probes: int = 0
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
     _new: asyncio.Event = field(default_factory=asyncio.Event)  # an engine that nobody has asked yet
@@ -110,18 +115,22 @@ class Watcher:
             except Exception:
                 # One job that cannot be followed must not hide the others.
                 log.exception("following %s failed", job.name)
+        if known is not None:
+            await self._keep()
         self.last_look, self.turn_seconds = self.clock(), time.perf_counter() - began
 
     async def _follow(self, service: Service, job: Job, info: JobInfo | None) -> Job:
         if job.submission_id in self.services.submitting:  # its request is still being served
             return job
         if job.job_id is None:
-            service, job = await self.store.find(job.service)
+            service, _ = await self.store.find(job.service)
+            job = await self.store.job(job.submission_id)
             if job.job_id is not None or job.state.ended:  # its request was served while the scheduler was asked
                 return job
         now = self.clock()
         ended = self.services.folder(job.submission_id).read_exit()
-        changes = follow(job, info, ended, cancelled=service.cancelled_at is not None, now=now, grace=self.grace)
+        unwanted = service.cancelled_at is not None or role_of(service, job) is Role.RETIRED
+        changes = follow(job, info, ended, cancelled=unwanted, now=now, grace=self.grace)
         if changes is None:
             await self._submit_again(job)
         elif job.job_id is None and "job_id" in changes:
@@ -129,15 +138,72 @@ class Watcher:
         if changes:
             kind = "job.state" if "state" in changes else None
             await self.store.record(job.submission_id, changes, at=now, actor=ACTOR, kind=kind)
-        if service.cancelled_at is not None and info is not None and not self.drains(service):
+        if unwanted and info is not None and not self.drains(service, job):
             await self._cancel_again(info)
         return job.model_copy(update=changes or {})
 
-    def drains(self, service: Service) -> bool:
-        """Whether a cancelled service still answers what it was asked before: its job may do so for a while."""
-        if service.cancelled_at is None or self.clock() - service.cancelled_at >= self.drain:
+    def drains(self, service: Service, job: Job) -> bool:
+        """Whether a job whose end is wanted still answers what it was asked before: of a cancelled service for a while,
+        after a handover to its limit."""
+        now = self.clock()
+        if service.cancelled_at is not None:
+            if now - service.cancelled_at >= self.drain:
+                return False
+        elif role_of(service, job) is not Role.RETIRED:
             return False
-        return self.replicas.drain(service.submission_id)
+        busy = self.replicas.drain(service.submission_id, job.submission_id)
+        since = self._retired.get(job.submission_id)
+        return busy or (service.cancelled_at is None and since is not None and now - since < SETTLING)
+
+    async def _keep(self) -> None:
+        """What follows the jobs of the services that are kept."""
+        for service, job, successor in await self.store.kept():
+            try:
+                await self._keep_one(service, job, successor)
+            except OrchestratorError as exc:
+                log.warning("service %s: its next job was not submitted: %s", service.id, exc)
+            except Exception:
+                # One service that cannot be kept must not keep the others from it.
+                log.exception("keeping service %s failed", service.id)
+
+    async def _keep_one(self, service: Service, job: Job, successor: Job | None) -> None:
+        now = self.clock()
+        wait = await self._wait(job, successor, now)
+        todo = step(job, successor, healthy=self._healthy(service, successor, now), wait=wait, now=now)
+        match todo.act:
+            case Act.SUBMIT:
+                log.info("service %s: submitting the job that takes over from %s", service.id, job.job_id)
+                await self.services.replace(service, job, todo.attempt, actor=ACTOR)
+            case Act.HAND_OVER if successor is not None:
+                log.info("service %s: job %s takes over from %s", service.id, successor.job_id, job.job_id)
+                await self.store.hand_over(service.submission_id, successor.submission_id, at=now, actor=ACTOR)
+                self._retired[job.submission_id] = now
+                self.replicas.drain(service.submission_id, job.submission_id)
+                self._soon.set()
+            case Act.LET_GO:
+                await self.store.let_go(service.submission_id, todo.why, at=now, actor=ACTOR)
+                self._soon.set()
+
+    def _healthy(self, service: Service, successor: Job | None, now: datetime) -> bool:
+        if successor is None or successor.state.ended:
+            return False
+        group = self.replicas.of(service.submission_id, successor.submission_id)
+        answering = sum(replica.ready for replica in group)
+        return healthy(successor, answering=answering, wanted=plan_of(service).total_replicas, now=now)
+
+    async def _wait(self, job: Job, successor: Job | None, now: datetime) -> timedelta | None:
+        """How long a job like this one would be in the queue. The scheduler is asked now and then, and only when a next
+        job may be due."""
+        half = earliest(job)
+        if successor is not None or half is None or now < half:
+            self._waits.pop(job.submission_id, None)
+            return None
+        asked, wait = self._waits.get(job.submission_id, (None, None))
+        if asked is None or now - asked >= ESTIMATED_EVERY:
+            start = await self.scheduler.starts_at(self.services.folder(job.submission_id).script)
+            wait = None if start is None else start - now
+            self._waits[job.submission_id] = now, wait
+        return wait
 
     async def _adopt(self, job: Job, job_id: str) -> None:
         """There is a job whose id we never heard: of a crash, or of an sbatch that did not answer."""
@@ -163,16 +229,21 @@ class Watcher:
 
     def _place(self, service: Service, job: Job) -> None:
         """Bring the table of replicas in line with the job."""
-        if self.drains(service):
+        if service.cancelled_at is not None and self.drains(service, job):
             return
         if not job.state.runs or job.job_id is None or service.cancelled_at is not None:
-            self.replicas.drop(job.submission_id)
+            self.replicas.drop(service.submission_id, job.submission_id)
+            self._retired.pop(job.submission_id, None)
             return
         found = self.services.folder(job.submission_id).read_endpoints()
         # Of a job that was requeued, the file of an earlier start may still lie there.
         if found is None or found.job_id != job.job_id or found.restarts < job.restarts:
+            # And what that one had started is gone, also when nobody has seen the job wait.
+            known = self.replicas.of(service.submission_id, job.submission_id)
+            current = [r for r in known if r.restarts >= job.restarts]
+            self.replicas.update(service.submission_id, job.submission_id, current)
             return
-        if self.replicas.update(job.submission_id, self._replicas(service, job, found)):
+        if self.replicas.update(service.submission_id, job.submission_id, self._replicas(service, job, found)):
             self._new.set()
 
     def _replicas(self, service: Service, job: Job, found: Endpoints) -> list[Replica]:
@@ -180,6 +251,8 @@ class Watcher:
         return [
             Replica(
                 submission_id=job.submission_id,
+                service_id=service.id or service.submission_id,
+                created_at=service.created_at,
                 job_id=found.job_id,
                 index=e.replica,
                 node=e.node,
@@ -192,6 +265,7 @@ class Watcher:
                 restarts=found.restarts,
                 starts=e.starts,
                 state=e.state,
+                draining=role_of(service, job) is Role.RETIRED,
             )
             for e in found.all
             if belongs(e, job.nodes) and not (e.port in self.own_ports and is_here(e.node))
@@ -213,6 +287,7 @@ class Watcher:
                 group.create_task(probe(self.client, replica))
         for submission_id in {r.submission_id for r in replicas if r.ready} - answered:
             await self.store.ready(submission_id, at=self.clock(), actor=ACTOR)
+            self._soon.set()  # it may take over
 
 
 def belongs(endpoint: Endpoint, nodes: str) -> bool:
@@ -267,8 +342,9 @@ def _told(job: Job, info: JobInfo, ended: Exit | None, now: datetime) -> dict[st
         "restarts": info.restarts,
         "submitted_at": info.submitted_at or job.submitted_at,
         "started_at": info.started_at,
+        "ready_at": job.ready_at if info.restarts == job.restarts else None,  # started again, it has yet to answer
         "ended_at": info.ended_at or (now if info.state.ended else None),
-        "ends_at": info.ends_at or job.ends_at,
+        "ends_at": info.ends_at or (job.ends_at if info.state.ended or info.state.runs else None),
     }
     changes = {name: value for name, value in told.items() if getattr(job, name) != value}
     # Written at most every few turns: it only serves the grace of a job that vanishes.

@@ -61,7 +61,7 @@ class Parts:
     async def status(self, service: Service) -> ServiceStatus:
         now, job = await self.store.find(service.submission_id)
         answers = self.replicas.answers(service.submission_id)
-        return status_of(job, cancelled=now.cancelled_at is not None, answers=answers)
+        return status_of(now, job, answers=answers)
 
     async def kinds(self, service: Service) -> list[str]:
         """The kinds of a service's events."""

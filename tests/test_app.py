@@ -35,7 +35,7 @@ NULL_FOR_ONE = (
     "replica_index",
 )  # fmt: skip
 SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", "stale_since", *NULL_FOR_ONE}
-DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "job"}
+DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "job", "next_job", "handovers"}
 
 
 class Client:

@@ -414,6 +414,24 @@ def test_secrets_are_named_in_a_plan_and_no_more() -> None:
     assert secrets_of({}) == secrets_of({"environment": None}) == {}
 
 
+def test_a_service_may_outlive_its_job_where_two_jobs_can_run_side_by_side() -> None:
+    for recipe in BOOK.all():
+        for off in ({}, {"keep_alive": None}, {"keep_alive": False}):
+            assert not _of_any(recipe, off).keep_alive
+        if recipe.volume_parameter is None:
+            assert _of_any(recipe, {"keep_alive": True}).keep_alive
+            assert _of_any(recipe, {"keep_alive": "yes"}).keep_alive
+    assert refusal({"keep_alive": "perhaps"}).startswith("config.keep_alive must be true or false, not 'perhaps'")
+    for name in ("vector-db/qdrant", "vector-db/qdrant-embedded"):
+        says = refusal({"keep_alive": True}, BOOK.find(name))
+        assert says.startswith(f"config.keep_alive cannot be true for {name}: the next job would need the volume")
+        assert "longer time_limit (at most 2880 minutes)" in says
+
+
+def _of_any(recipe: Recipe, config: dict[str, Any]) -> Plan:
+    return plan({"resources": {"gpu": 4}} | config if recipe.gpus_per_replica_parameter else config, recipe)
+
+
 def test_an_account_is_one_word() -> None:
     assert plan({"account": "p200981-gpu"}).account == "p200981-gpu"
     bad_ones: list[Any] = ["", "a b", "a\n#SBATCH --qos=x", "-a", "a,b", "$(id)", "é", 7, ["a"], {}, True]

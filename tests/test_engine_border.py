@@ -54,7 +54,8 @@ class Engine:
 
     def replica(self) -> Replica:
         made = Replica(
-            submission_id="s", job_id="1", index=0, node="localhost", port=self.port, gpus="", key="own-key",
+            submission_id="s", service_id="1", created_at=datetime.now(UTC), job_id="1",
+            index=0, node="localhost", port=self.port, gpus="", key="own-key",
             health="/health", models_path="/v1/models", ready=True,
         )  # fmt: skip
         made.serves(({"id": "m"},))
@@ -86,7 +87,7 @@ async def _why(group: Group, model: str | None) -> OrchestratorError:
 
 async def on_the_data_path(one: Engine) -> tuple[int, bytes]:
     replicas, reply = Replicas(), Kept()
-    replicas.update("s", [one.replica()])
+    replicas.update("s", "s", [one.replica()])
     async with open_pool() as pool:
         inferences = Inferences(replicas, pool, lambda: datetime.now(UTC), _why)
         line = "POST /v1/completions HTTP/1.1\r\nHost: localhost:8001\r\ncontent-type: application/json\r\n"

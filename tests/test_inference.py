@@ -10,6 +10,7 @@ from orchestrator.inference import Group, Inferences
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.wire.http1 import parse_request
 from orchestrator.wire.upstream import open_pool
+from tests.orchestrating import START
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
 _BODY = b'{"model":"m"}'
@@ -39,8 +40,8 @@ class Kept:
 
 def replica(index: int, port: int) -> Replica:
     made = Replica(
-        submission_id="s", job_id="1", index=index, node="localhost", port=port, gpus="", key="", health="/health",
-        models_path=None, ready=True,
+        submission_id="s", service_id="1", created_at=START, job_id="1", index=index, node="localhost", port=port,
+        gpus="", key="", health="/health", models_path=None, ready=True,
     )  # fmt: skip
     made.serves(({"id": "m"},))
     return made
@@ -66,7 +67,7 @@ def test_a_refused_connection_sends_all_who_wait_to_the_other_replica_once() -> 
             server = await asyncio.start_server(_engine, "127.0.0.1", 0)
             dead, alive = replica(0, closed.getsockname()[1]), replica(1, server.sockets[0].getsockname()[1])
             replicas = Replicas()
-            replicas.update("s", [dead, alive])
+            replicas.update("s", "s", [dead, alive])
             async with server, open_pool() as pool, asyncio.timeout(10):
                 inferences = Inferences(replicas, pool, lambda: datetime.now(UTC), _why)
                 replies = [Kept() for _ in range(6)]

@@ -32,8 +32,9 @@ async def fill(parts: Parts) -> None:
     for n in range(MANY):
         like, identity = (single if n % 10 else group), f"{n:016}"
         services.append(
-            {"submission_id": identity, "id": f"old-{n}", "name": f"old-{n}", "recipe_name": like.recipe_name,
-             "config": {"model": "gpt2"}, "plan": like.plan, "created_at": START - timedelta(seconds=n + 1)}
+            {"submission_id": identity, "job": identity, "id": f"old-{n}", "name": f"old-{n}",
+             "recipe_name": like.recipe_name, "config": {"model": "gpt2"}, "plan": like.plan,
+             "created_at": START - timedelta(seconds=n + 1)}
         )  # fmt: skip
         jobs.append(
             {"submission_id": identity, "service": identity, "scheduler": "slurm", "name": f"old-{n}", "reason": "",

@@ -26,7 +26,7 @@ from orchestrator.schedulers.local import Local
 from orchestrator.scrape import MOST_BYTES, SECONDS
 from orchestrator.scrape import read as read_all
 from orchestrator.traffic import Counted, Traffic
-from tests.orchestrating import RECIPE
+from tests.orchestrating import RECIPE, START
 from tests.test_app import CPU, Client, serving
 
 GROUP = "inference/vllm-replicas"
@@ -326,8 +326,8 @@ async def test_requests_without_an_answer_are_counted_too(fails: bool, answers: 
 def replica(port: int) -> Replica:
     """One that counts as answering, with a key."""
     return Replica(
-        submission_id="s", job_id="1", index=0, node="localhost", port=port, gpus="", key="k", health="/health",
-        models_path=None, ready=True,
+        submission_id="s", service_id="1", created_at=START, job_id="1", index=0, node="localhost", port=port,
+        gpus="", key="k", health="/health", models_path=None, ready=True,
     )  # fmt: skip
 
 

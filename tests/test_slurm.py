@@ -17,6 +17,7 @@ from orchestrator.schedulers.slurm import (
     by_name,
     clean_environment,
     hostnames,
+    parse_estimate,
     parse_exit_code,
     parse_sacct,
     parse_sbatch,
@@ -272,6 +273,38 @@ def test_a_job_that_has_got_the_id_of_ours_is_not_cancelled(slurm: FakeSlurm) ->
     slurm.change("7", name="of-somebody-else", state="RUNNING")
     asyncio.run(slurm.scheduler().cancel("7", "sluice-1"))
     assert slurm.jobs()["7"]["state"] == "RUNNING"
+
+
+@pytest.mark.parametrize(
+    ("text", "start"),
+    [
+        ("sbatch: Job 1 to start at 1795295839 using 1 processors on nodes node1 in partition gpu\n", 1795295839),
+        (
+            "a banner\nsbatch: Job 12 to start at 1795295839 using 64 processors on nodes n[1-2] in partition x",
+            1795295839,
+        ),
+        ("allocation failure: Requested node configuration is not available\n", None),
+        ("sbatch: Job 2 to start at 2026-11-21T21:17:19 using 1 processors on nodes node1 in partition gpu\n", None),
+        ("sbatch: Job 2 to start at Unknown using 1 processors", None),
+        (f"to start at {'9' * 5000} using", None),
+        ("", None),
+    ],
+)
+def test_the_start_that_slurm_expects_is_read_or_left_open(text: str, start: int | None) -> None:
+    assert parse_estimate(text) == (None if start is None else datetime.fromtimestamp(start, UTC))
+
+
+def test_an_estimate_submits_nothing_and_silence_is_none(slurm: FakeSlurm) -> None:
+    (slurm.state / "starts_at").write_text("1795295839")
+    script = slurm.home / "job.sh"
+    script.write_text("#!/bin/bash\n#SBATCH --job-name=sluice-a\n")
+    expected = datetime.fromtimestamp(1795295839, UTC)
+    assert asyncio.run(slurm.scheduler().starts_at(script)) == expected
+    assert slurm.jobs() == {}
+    for silence in ("exit 1", "sleep 1000", "echo 'sbatch: error: Unable to contact slurm controller' >&2; exit 1"):
+        slurm.behave("sbatch", silence)
+        assert asyncio.run(slurm.scheduler(timeout=0.2).starts_at(script)) is None
+    assert asyncio.run(Slurm(environment={"PATH": "/nonexistent"}).starts_at(script)) is None
 
 
 def test_no_name_costs_no_call_and_many_names_cost_one(slurm: FakeSlurm) -> None:

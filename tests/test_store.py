@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from sqlmodel import SQLModel
 
 from orchestrator import models
@@ -23,14 +25,20 @@ from tests.orchestrating import START
 
 def service(submission_id: str, age: float = 0, **more: Any) -> Service:
     return Service(
-        submission_id=submission_id, name="r", recipe_name="a/r", created_at=START - timedelta(seconds=age), **more
+        submission_id=submission_id,
+        job=submission_id,
+        name="r",
+        recipe_name="a/r",
+        created_at=START - timedelta(seconds=age),
+        **more,
     )
 
 
 def job(submission_id: str, age: float = 0, **more: Any) -> Job:
+    fields = {"service": submission_id} | more
     return Job(
-        submission_id=submission_id, service=submission_id, scheduler="local", name=f"sluice-{submission_id}",
-        recorded_at=START - timedelta(seconds=age), **more,
+        submission_id=submission_id, scheduler="local", name=f"sluice-{submission_id}",
+        recorded_at=START - timedelta(seconds=age), **fields,
     )  # fmt: skip
 
 
@@ -149,13 +157,64 @@ def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
     assert migrated == schema(tmp_path / "models.db")
 
 
+def test_a_database_of_the_first_release_is_brought_up_with_its_rows(tmp_path: Path) -> None:
+    """Its services have one job each, whatever its end."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(models.__file__).parent / "migrations"))
+    config.attributes["url"] = f"sqlite:///{tmp_path / 'orchestrator.db'}"
+    command.upgrade(config, "0001")
+    with sqlite3.connect(tmp_path / "orchestrator.db") as database:
+        for name, state in (("a", "RUNNING"), ("b", "TIMEOUT")):
+            columns = "submission_id, id, name, recipe_name, config, plan, created_at, idempotency_key"
+            values = (name, f"7{name}", "r", "a/r", '{"k": 1}', "{}", "2026-11-01 10:00:00", f"key-{name}")
+            database.execute(f"INSERT INTO service ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            columns = "submission_id, service, scheduler, name, job_id, state, reason, nodes, restarts, recorded_at"
+            of_job = (name, name, "slurm", f"sluice-{name}", f"7{name}", state, "", "n1", 2, "2026-11-01 10:00:00")
+            database.execute(f"INSERT INTO job ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", of_job)
+        event = ("2026-11-01 10:00:00", "me", "service.created", "a", "{}")
+        database.execute("INSERT INTO event (at, actor, kind, subject, detail) VALUES (?, ?, ?, ?, ?)", event)
+    database.close()
+
+    async def work(store: Store) -> None:
+        for name, state in (("a", JobState.RUNNING), ("b", JobState.TIMEOUT)):
+            found, its_job = await store.find(f"7{name}")
+            assert (found.job, found.next_job, found.handovers, found.kept) == (name, None, 0, False)
+            assert (found.config, found.idempotency_key) == ({"k": 1}, f"key-{name}")
+            assert (its_job.submission_id, its_job.state, its_job.restarts) == (name, state, 2)
+            assert (its_job.replaces, its_job.attempt) == (None, 1)
+        assert [s.submission_id for s, _ in await store.open_services()] == ["a"]
+        assert [event.kind for event in await store.events("a")] == ["service.created"]
+        assert await store.kept() == []
+
+    with_store(tmp_path, work)
+    made = schema(tmp_path / "orchestrator.db")
+    command.downgrade(config, "0001")
+    assert schema(tmp_path / "orchestrator.db") != made
+    command.upgrade(config, HEAD)
+    assert schema(tmp_path / "orchestrator.db") == made
+    with_store(tmp_path, work)
+
+
 CHANGES: list[tuple[str, Callable[[Store], Awaitable[Any]]]] = [
     ("service.created", lambda store: add(store, "b")),
     ("job.accepted", lambda store: store.accepted("a", "7", at=START, actor="me")),
     ("job.state", lambda s: s.record("a", {"state": JobState.RUNNING}, at=START, actor="me", kind="job.state")),
     ("service.ready", lambda store: store.ready("a", at=START, actor="me")),
     ("service.cancelled", lambda store: store.cancelled("a", at=START, actor="me")),
+    ("job.replacing", lambda store: store.follows(successor("b"), actor="me")),
+    ("service.handover", lambda store: _handed_over(store)),
+    ("service.let_go", lambda store: store.let_go("a", "why", at=START, actor="me")),
 ]
+
+
+def successor(submission_id: str, **more: Any) -> Job:
+    """A job that is to take over from the first one of service a."""
+    return job(submission_id, replaces="a", **({"service": "a"} | more))
+
+
+async def _handed_over(store: Store) -> None:
+    await store.follows(successor("b"), actor="me")
+    await store.hand_over("a", "b", at=START, actor="me")
 
 
 @pytest.mark.parametrize(("kind", "change"), CHANGES, ids=[kind for kind, _ in CHANGES])
@@ -177,7 +236,7 @@ def test_a_change_and_its_event_are_one_transaction(
         database.close()
 
     async def work(store: Store) -> None:
-        await add(store, "a")
+        await add(store, "a", kept=True)
         before = dump()
         forbid("CREATE TRIGGER no BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         with pytest.raises(sa.exc.IntegrityError, match="disk full"):
@@ -286,6 +345,22 @@ def test_two_thousand_services_are_listed_and_paged_quickly(tmp_path: Path) -> N
         assert [s.id for s, _ in page] == ["1995", "1996", "1997", "1998", "1999"]
         assert await store.services(limit=10, offset=5000) == []
         assert (await store.services(recipe="a/other"), await store.count(recipe="a/other")) == ([], 0)
+
+    with_store(tmp_path, work)
+
+
+def test_whoever_gives_up_waiting_leaves_no_lock(tmp_path: Path) -> None:
+    """A client that leaves, or a loop that is stopped, at any moment of a question to the database."""
+
+    async def work(store: Store) -> None:
+        await add(store, "a")
+        for turns in range(0, 40, 3):
+            asking = asyncio.create_task(store.open_jobs())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            asking.cancel()
+            await asyncio.wait({asking})
+            await store.ready("a", at=START, actor="me")
 
     with_store(tmp_path, work)
 

@@ -520,6 +520,7 @@ def test_an_engine_that_was_not_known_is_asked_at_once(tmp_path: Path) -> None:
                 await until(lambda: second.replicas.answers(service.submission_id))
             finally:
                 running.cancel()
+                await asyncio.wait({running})
                 await second.services.cancel(*await second.store.find(service.submission_id), actor="test")
 
     asyncio.run(work())

@@ -12,7 +12,7 @@ from orchestrator.errors import EngineError, NotReady
 from orchestrator.exposition import CONTENT_TYPE, counted, labelled, merged, render
 from orchestrator.groups import is_group
 from orchestrator.metrics import Known, of_engines, of_orchestrator, status_info
-from orchestrator.models import Job, Service, ServiceStatus
+from orchestrator.models import Service, ServiceStatus
 from orchestrator.routes.services import ServiceId
 from orchestrator.routes.shapes import public_id
 from orchestrator.routes.strict import StrictRoute
@@ -41,7 +41,7 @@ class TargetGroup(BaseModel):
 @router.get("/services/targets", summary="List the services that run, for Prometheus's http_sd")
 async def list_targets(app: App, request: Request) -> list[TargetGroup]:
     """One target for each service, at the address by which this was asked."""
-    rows = await app.store.open_jobs()
+    rows = await app.store.open_services()
     address = address_of(request)
     return [_target(address, s) for s, j in rows if app.status(s, j) is ServiceStatus.RUNNING]
 
@@ -131,20 +131,20 @@ async def show_own_metrics(app: App) -> Response:
 
 
 async def _known(app: Orchestrator) -> Known:
-    rows = await app.store.open_jobs()
+    rows = await app.store.open_services()
     every, watcher = app.replicas.every(), app.watcher
     return Known(
-        ended=[(state, cancelled, n) for state, cancelled, n in await app.store.tally() if state.ended],
-        open_jobs=[job.state for _, job in rows],
+        ended=[tally for tally in await app.store.tally() if tally.state.ended],
+        open_jobs=[job.state for _, job in await app.store.open_jobs()],
         open_statuses=[app.status(service, job) for service, job in rows],
         replicas=len(every),
         replicas_ready=sum(replica.ready for replica in every),
-        in_flight=dict(_in_flight(app, service, job) for service, job in rows if job.state.runs),
+        in_flight=dict(_in_flight(app, service) for service, job in rows if job.state.runs),
         watcher_lag=(watcher.clock() - (watcher.last_look or app.started_at)).total_seconds(),
         watcher_turn=watcher.turn_seconds,
         scheduler_stale=watcher.stale_since is not None,
     )
 
 
-def _in_flight(app: Orchestrator, service: Service, job: Job) -> tuple[str, int]:
-    return public_id(service), sum(replica.in_flight for replica in app.replicas.of(job.submission_id))
+def _in_flight(app: Orchestrator, service: Service) -> tuple[str, int]:
+    return public_id(service), sum(replica.in_flight for replica in app.replicas.of(service.submission_id))

@@ -83,7 +83,9 @@ async def _chosen(
 @router.get("/services/{service_id}", summary="Show a service")
 async def show_service(app: App, service_id: ServiceId) -> ServiceDetail:
     """With its endpoint, its job, what it waits for and when it will end."""
-    return service_detail(app, await find(app, service_id))
+    wanted = await find(app, service_id)
+    following = wanted.service.next_job
+    return service_detail(app, wanted, await app.store.job(following) if following else None)
 
 
 @router.get("/services/{service_id}/status", summary="Show a service's status")
@@ -162,7 +164,7 @@ async def show_logs(
     if tail is not None and tail > 10_000_000:
         raise Invalid(f"tail is {tail}; allowed: 0 to 10000000")
     if follow:
-        return StreamingResponse(_followed(app, service), media_type="text/plain; charset=utf-8")
+        return StreamingResponse(_followed(app, job), media_type="text/plain; charset=utf-8")
     return await _logs(app, service, job, tail)
 
 
@@ -175,10 +177,10 @@ async def _logs(app: Orchestrator, service: Service, job: Job, lines: int | None
     return Logs(logs=both, stdout=stdout, stderr=stderr, note=note)
 
 
-async def _followed(app: Orchestrator, service: Service) -> AsyncIterator[bytes]:
+async def _followed(app: Orchestrator, job: Job) -> AsyncIterator[bytes]:
     """stderr is where engines and our script write; stdout comes behind it, when the job has ended."""
-    folder = app.services.folder(service.submission_id)
-    watching = asyncio.create_task(_ended(app, service.submission_id))
+    folder = app.services.folder(job.submission_id)
+    watching = asyncio.create_task(_ended(app, job.submission_id))
     try:
         for path in (folder.stderr, folder.stdout):
             async for data in follow(path, watching.done):
@@ -189,8 +191,8 @@ async def _followed(app: Orchestrator, service: Service) -> AsyncIterator[bytes]
 
 
 async def _ended(app: Orchestrator, submission_id: str) -> None:
-    """Return when a service has ended; the database is asked once a second."""
-    _, job = await app.store.find(submission_id)
+    """Return when a job has ended; the database is asked once a second."""
+    job = await app.store.job(submission_id)
     while not job.state.ended:
         await asyncio.sleep(1)
-        _, job = await app.store.find(submission_id)
+        job = await app.store.job(submission_id)

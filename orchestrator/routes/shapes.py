@@ -13,6 +13,7 @@ from orchestrator.groups import GroupStatus, ReplicaStatus, ReplicaView, is_grou
 from orchestrator.models import Job, Service, ServiceStatus
 from orchestrator.schedulers.slurm import hostnames
 from orchestrator.services import plan_of
+from orchestrator.succession import explain
 
 
 class Failure(BaseModel):
@@ -88,7 +89,10 @@ class JobShape(BaseModel):
 
 
 class ServiceDetail(ServiceShape):
-    """A service and what it waits for. `reason` is in words; `endpoint` is null until the engine answers."""
+    """A service and what it waits for. `reason` is in words; `endpoint` is null until the engine answers.
+
+    `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
+    """
 
     endpoint: str | None
     reason: str
@@ -97,6 +101,8 @@ class ServiceDetail(ServiceShape):
     started_at: datetime | None
     ends_at: datetime | None
     job: JobShape
+    next_job: JobShape | None
+    handovers: int
 
 
 class StatusShape(BaseModel):
@@ -335,14 +341,14 @@ def service_shape(app: Orchestrator, service: Service, job: Job) -> ServiceShape
         status=app.status(service, job),
         config=service.config,
         created_at=service.created_at,
-        stale_since=stale_since(app, job),
+        stale_since=stale_since(app, service, job),
     )
     return shape.model_copy(update=group_fields(app, service, job)) if is_group(service) else shape
 
 
-def stale_since(app: Orchestrator, job: Job) -> datetime | None:
-    """Since when what is told of a job may be out of date. What has ended stays as it is."""
-    return None if job.state.ended else app.watcher.unseen_since
+def stale_since(app: Orchestrator, service: Service, job: Job) -> datetime | None:
+    """Since when what is told of a service may be out of date. What has ended, and is not replaced, stays as it is."""
+    return None if job.state.ended and not service.kept else app.watcher.unseen_since
 
 
 def group_fields(app: Orchestrator, service: Service, job: Job) -> dict[str, Any]:
@@ -387,7 +393,8 @@ def replica_shape(replica: ReplicaView) -> dict[str, Any]:
     }
 
 
-def service_detail(app: Orchestrator, wanted: Wanted) -> ServiceDetail:
+def service_detail(app: Orchestrator, wanted: Wanted, successor: Job | None) -> ServiceDetail:
+    """`successor`: the last job that was to take over."""
     service, job = wanted.service, wanted.job
     shape = service_shape(app, service, job).model_dump()
     if wanted.port is not None:
@@ -398,12 +405,14 @@ def service_detail(app: Orchestrator, wanted: Wanted) -> ServiceDetail:
     return ServiceDetail(
         **shape,
         endpoint=endpoint_of(app, service, wanted.port),
-        reason=reason_of(app, service, job),
+        reason=reason_of(app, service, job, successor),
         nodes=list(hostnames(job.nodes)),
         model=plan_of(service).served_model_name,
         started_at=job.started_at,
         ends_at=job.ends_at,
         job=job_shape(job),
+        next_job=None if successor is None or successor.state.ended else job_shape(successor),
+        handovers=service.handovers,
     )
 
 
@@ -423,17 +432,23 @@ def job_shape(job: Job) -> JobShape:
 
 
 def endpoint_of(app: Orchestrator, service: Service, port: int | None = None) -> str | None:
-    """The base URL of the first replica that answers."""
-    running = app.replicas.of(service.submission_id)
-    return next((r.url for r in running if r.ready and port in (None, r.port)), None)
+    """The base URL of the first replica that answers, of one that takes new requests where there is one."""
+    running = [r for r in app.replicas.of(service.submission_id) if r.ready and port in (None, r.port)]
+    return min(running, key=lambda r: r.draining).url if running else None
 
 
-def reason_of(app: Orchestrator, service: Service, job: Job) -> str:
+def reason_of(app: Orchestrator, service: Service, job: Job, successor: Job | None = None) -> str:
     """What the service waits for, or why it ended; "" when there is nothing to say."""
+    about_next = explain(service, job, successor)
+    return "; ".join(words for words in (_reason_of_job(app, service, job), about_next) if words)
+
+
+def _reason_of_job(app: Orchestrator, service: Service, job: Job) -> str:
     if job.state.ended:
         code = f" (exit code {job.exit_code})" if job.exit_code else ""
-        return f"{job.reason}{code}".strip()
-    waiting = [r.problem for r in app.replicas.of(service.submission_id) if not r.ready]
+        ending = f"{job.reason}{code}".strip()
+        return f"job {job.job_id} has ended ({ending or job.state.value})" if service.kept else ending
+    waiting = [r.problem for r in app.replicas.of(service.submission_id, job.submission_id) if not r.ready]
     if job.state.runs:
         answers = app.replicas.answers(service.submission_id)
         return "" if answers else waiting[0] if waiting else "the job runs; its engine has not started yet"

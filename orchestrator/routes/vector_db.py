@@ -67,7 +67,7 @@ async def list_vector_db_services(app: App) -> VectorDbServices:
     """All services of the category vector-db that have not ended."""
     rows = [
         (s, j)
-        for s, j in await app.store.open_jobs()
+        for s, j in await app.store.open_services()
         if s.recipe_name.startswith(vectors.CATEGORY) and not app.status(s, j).ended
     ]
     return VectorDbServices(

@@ -47,7 +47,7 @@ T = TypeVar("T")
 @router.get("/vllm/services", summary="List the services that answer prompts")
 async def list_vllm_services(app: App) -> VllmServices:
     """All services of recipes that serve a model and have not ended."""
-    rows = [(s, j) for s, j in await app.store.open_jobs() if plan_of(s).models and not app.status(s, j).ended]
+    rows = [(s, j) for s, j in await app.store.open_services() if plan_of(s).models and not app.status(s, j).ended]
     return VllmServices(
         vllm_services=[
             VllmService(

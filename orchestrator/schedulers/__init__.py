@@ -1,4 +1,4 @@
-"""The scheduler, as the rest of the orchestrator sees it: three verbs and what travels through them.
+"""The scheduler, as the rest of the orchestrator sees it: three verbs, one question, and what travels through them.
 
 The unit that travels is a bash script in a run folder of its own. To bash, `#SBATCH` lines are comments, so the very
 file that `sbatch` gets also runs as a plain process.
@@ -72,6 +72,13 @@ class Scheduler(Protocol):
 
         Raises SchedulerError when the scheduler refused (the job does not exist) and SchedulerUnknown when it did not
         answer (the job may exist and will be found by its name).
+        """
+        ...
+
+    async def starts_at(self, script: Path) -> datetime | None:
+        """When a job of this script would start if it were submitted now; None where the scheduler cannot say.
+
+        A guess, so that silence is no error.
         """
         ...
 

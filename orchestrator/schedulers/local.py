@@ -193,6 +193,10 @@ class Local:
         """
         return await asyncio.to_thread(self._submit, spec)
 
+    async def starts_at(self, script: Path) -> datetime | None:
+        """A plain process starts at once."""
+        return _datetime(self._clock())
+
     async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:
         """The jobs of these names. Left out: names never submitted, or submitted on another machine with this home
         and not known to have ended. Raises SchedulerUnknown when a record cannot be read or written."""

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
@@ -34,6 +35,7 @@ SACCT = (
 )  # fmt: skip
 
 _MOST_HOSTS = 100_000
+_MOST_ESTIMATING = 10.0  # seconds: nobody waits for an estimate
 _NAMES_AT_ONCE = 1000  # one word of a command line may have 128 KiB
 _REASONLESS = frozenset({"", "None", "(null)"})
 # The answer was lost, so nothing is known: the job may have been accepted.
@@ -78,6 +80,14 @@ class Slurm:
             kind = SchedulerUnknown if _AMBIGUOUS.search(words) else SchedulerError
             raise kind(f"sbatch: {words}")
         return parse_sbatch(output.stdout)
+
+    async def starts_at(self, script: Path) -> datetime | None:
+        try:
+            async with asyncio.timeout(_MOST_ESTIMATING):
+                output = await self._run("sbatch", "--test-only", str(script))
+        except (TimeoutError, SchedulerUnknown):
+            return None
+        return parse_estimate(output.stderr)
 
     async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:
         if not names:
@@ -198,6 +208,12 @@ def parse_sbatch(text: str) -> str:
         if match := re.fullmatch(r"([0-9]{1,18})(;[\w.-]+)?", line.strip()):
             return match[1]
     raise SchedulerUnknown(f"sbatch succeeded but printed no job id: {text[:500]!r}")
+
+
+def parse_estimate(text: str) -> datetime | None:
+    """The start in the words of `sbatch --test-only`: `sbatch: Job 12 to start at 1795295839 using …`."""
+    match = re.search(r"\bto start at ([0-9]{1,11})(?!\S)", text)
+    return parse_time(match[1]) if match else None
 
 
 def parse_squeue(text: str, names: Collection[str] | None = None) -> list[JobInfo]:
