@@ -69,7 +69,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
         async with make_link(settings) as link:
-            trunk = Trunk(link, connect_seconds=settings.connect_seconds)
+            trunk = Trunk(link, connect_seconds=settings.connect_seconds, hold_seconds=settings.hold_seconds)
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
             settle()
@@ -131,16 +131,17 @@ def _rendered(path: str, status: int, text: str) -> bytes:
 async def _models(request: Request) -> Response:
     """The models that answer; while the orchestrator is away those that did: clients list them when they start."""
     state = request.state
+    hold = state.settings.hold_seconds if state.remembered.models is None else 0
     try:
-        async with asyncio.timeout(state.settings.connect_seconds):
-            status, body = await state.trunk.ask(b"GET", MODELS.encode())
+        async with asyncio.timeout(state.settings.connect_seconds + hold):
+            status, body = await state.trunk.ask(b"GET", MODELS.encode(), hold)
     except (Unreached, TimeoutError):
         link = state.link.status
         if state.remembered.models is not None:
             return Response(
                 state.remembered.models, media_type="application/json", headers={"Warning": '110 - "stale"'}
             )
-        return Problem(MODELS, 503, link.advice, {"Retry-After": str(link.retry_after)})
+        return Problem(MODELS, 503, link.advice, {"Retry-After": str(link.retry_after)}, link.code)
     if status == HTTPStatus.OK:
         state.remembered.models = body
     return Response(body, status, media_type="application/json")
@@ -167,7 +168,13 @@ async def _health(request: Request) -> JSONResponse:
     """Always 200 while the process lives."""
     (answer, body), (ready, _) = await asyncio.gather(_ask(request, b"/health"), _ask(request, b"/ready"))
     link = request.state.link.status
-    tunnel = {"state": link.state, "to": link.where, "since": link.since.isoformat(), "error": link.error}
+    tunnel = {
+        "state": link.state,
+        "via": link.via,
+        "to": link.where,
+        "since": link.since.isoformat(),
+        "error": link.error,
+    }
     orchestrator = {"answered": answer is not None, **body}
     if answer is None:
         orchestrator["advice"] = link.advice

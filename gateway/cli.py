@@ -69,6 +69,16 @@ def orchestrator(config: Config = None) -> None:
 
 
 @app.command()
+def bridge(
+    socket: Annotated[str, typer.Argument(metavar="SOCKET", help="The orchestrator's UNIX socket.")],
+) -> None:
+    """Join standard input and output with SOCKET: what a gateway runs on login nodes that forbid forwarding."""
+    from gateway.bridge import main
+
+    raise typer.Exit(main(socket))
+
+
+@app.command()
 def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the answer instead of staying up.")] = False,
     question: Annotated[str, typer.Option(help="What the model is asked.")] = "Which city is the capital of France?",

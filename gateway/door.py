@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway import metrics, paths
 from gateway.guard import Guard
-from gateway.link import Link
+from gateway.link import Crowded, Link, Unreached
 from gateway.problem import rendered
 from gateway.trunk import REPEATABLE, Trunk
 from orchestrator.access import CREDENTIALS, Refusal, acting
@@ -87,11 +87,12 @@ class Door:
         headers = acting(end_to_end(request.headers, _NOT_FURTHER), whose)
         return request_head(method, target, headers + framing)
 
-    def _unreached(self, request: Request, reply: Reply, status: int, why: str) -> None:
+    def _unreached(self, request: Request, reply: Reply, why: Unreached) -> None:
         state = self._link.status
         words = "%s %s: not reached: %s"
         log.info(words, request.method.decode(), request.path[:200], why, extra={"request": request.id})
-        reply.write(rendered(request.path, status, state.advice, {"Retry-After": str(state.retry_after)}))
+        text = str(why) if isinstance(why, Crowded) else state.advice
+        reply.write(rendered(request.path, 503, text, {"Retry-After": str(state.retry_after)}, state.code))
         reply.finish()
 
 

@@ -13,6 +13,10 @@ class Unreached(OSError):
     """There is no way to the orchestrator now; nothing was sent. The text says why."""
 
 
+class Crowded(Unreached):
+    """As much waits for the way already as may."""
+
+
 class LinkState(StrEnum):
     """What stands between the gateway and the orchestrator's socket. Only `up` lets requests through."""
 
@@ -21,14 +25,21 @@ class LinkState(StrEnum):
     DOWN = "down"  # tried again, after 1 s at first, 60 s at last
     AUTH_REQUIRED = "auth_required"  # tried again every 60 s: the user has to act, and sites lock out those who hammer
     HOST_KEY_UNKNOWN = "host_key_unknown"  # tried again every 60 s: the user has to accept the key
-    HOST_KEY_CHANGED = "host_key_changed"  # not tried again until the gateway is restarted
+    HOST_KEY_CHANGED = "host_key_changed"  # not tried again until the known_hosts file has been changed
+
+
+class Rung(StrEnum):
+    """How the orchestrator's socket is reached through SSH: the rungs of the ladder, from the top."""
+
+    UNIX_SOCKET = "unix-socket"  # SSH forwards connections to it
+    BRIDGE = "bridge"  # a command on the login node carries them, where the site forbids forwarding
 
 
 @dataclass(frozen=True)
 class LinkStatus:
     """`where`: the orchestrator's socket, for people. `error`: what went wrong last, "" for nothing since the start.
 
-    `reconnects`: how often it was up again after the first time.
+    `reconnects`: how often it was up again after the first time. `via`: None before the first use of a connection.
     """
 
     state: LinkState
@@ -36,12 +47,24 @@ class LinkStatus:
     since: datetime
     error: str = ""
     reconnects: int = 0
+    via: Rung | None = None
+
+    @property
+    def promising(self) -> bool:
+        """It comes up by itself, so that waiting for it makes sense."""
+        return self.state in (LinkState.CONNECTING, LinkState.DOWN)
+
+    @property
+    def code(self) -> str:
+        """Why no request gets through, for programs."""
+        if self.state is LinkState.UP:
+            return "service_unavailable"
+        return "tunnel_down" if self.promising else self.state.value
 
     @property
     def retry_after(self) -> int:
         """Seconds after which asking again makes sense."""
-        quick = (LinkState.UP, LinkState.CONNECTING, LinkState.DOWN)
-        return 5 if self.state in quick else 60
+        return 5 if self.state is LinkState.UP or self.promising else 60
 
     @property
     def advice(self) -> str:
@@ -65,6 +88,12 @@ class Link(Protocol):
         Raises Unreached, at once while the link is not up.
         """
 
+    async def changed(self) -> None:
+        """Return at the next change of `status`. Who waits here is a reason to try again soon."""
+
+    def check(self) -> None:
+        """Something speaks for a dead connection: find out, and replace it when it does not answer."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc_info: object) -> None: ...
@@ -86,6 +115,12 @@ class LocalLink:
             await asyncio.get_running_loop().create_unix_connection(factory, str(self._socket))
         except OSError as exc:
             raise Unreached(f"{self._socket}: {exc.strerror or exc}") from exc
+
+    async def changed(self) -> None:
+        await asyncio.get_running_loop().create_future()  # it never does
+
+    def check(self) -> None:
+        """There is nothing between."""
 
     async def __aenter__(self) -> Self:
         return self

@@ -40,8 +40,10 @@ class Settings(BaseSettings):
     remote_socket: str = ".sluicegate/orchestrator.sock"  # on the login node; a relative path is below its home
     local_socket: Path | None = None  # without a cluster; None: where this machine's orchestrator has it
     connect_seconds: float = Field(default=15, gt=0)
-    keepalive_seconds: float = Field(default=15, gt=0)
-    keepalive_count: int = Field(default=3, ge=1)  # that many unanswered keep-alives end the SSH connection
+    # So many seconds without a word: a keep-alive. After so many unanswered ones the connection is dead: 40 s in all.
+    keepalive_seconds: float = Field(default=10, gt=0)
+    keepalive_count: int = Field(default=3, ge=1)
+    hold_seconds: float = Field(default=30, ge=0, le=600)  # that a request waits for a link that is down; 0: not at all
     backoff_min_seconds: float = Field(default=1, gt=0)
     backoff_max_seconds: float = Field(default=60, gt=0)
     max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open

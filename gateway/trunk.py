@@ -1,14 +1,17 @@
 """The way from the gateway to the orchestrator: one connection with many streams.
 
 It is opened by the first request that needs it, and again after it has ended. To an orchestrator that does not speak
-`orchestrator.wire.mux` each request gets a connection of its own, with plain HTTP.
+`orchestrator.wire.mux` each request gets a connection of its own, with plain HTTP. While the link is down but comes
+back by itself, requests that have not been sent wait for it, in bounded number, size and time.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from gateway.link import Link, LinkState, Unreached
+from gateway.link import Crowded, Link, LinkState, Unreached
+from gateway.waking import Waking
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_request, parse_response, request_head
 from orchestrator.wire.mux import AskingSession, BrokenSession
@@ -16,19 +19,53 @@ from orchestrator.wire.upstream import Asked, Connection, Pool
 
 log = logging.getLogger(__name__)
 
-_PING_TICKS = 15  # seconds between two signs of life
+_PING_TICKS = 10  # seconds between two signs of life
 _MOST_UNANSWERED = 2  # pings, until the connection counts as dead
 _PLAIN_TICKS = 60  # seconds until an orchestrator is asked again whether it speaks mux
 _MOST_HELD = 1024 * 1024  # bytes of a body that wait for a connection
+_SETTLING_SECONDS = 0.25  # until a link that has just died says so
 _ADDRESS = ("orchestrator", 0)
 
 
-class Trunk:
-    """`link` is open, and says how to reach the orchestrator."""
+@dataclass
+class Room:
+    """What waits for the way: how many requests, and how many bytes of their bodies; and how much of that may."""
 
-    def __init__(self, link: Link, *, connect_seconds: float) -> None:
+    most_requests: int = 1000
+    most_bytes: int = 64 * 1024 * 1024
+    requests: int = 0
+    bytes: int = 0
+
+    def enter(self) -> None:
+        """One more request. Raises Crowded."""
+        if self.requests >= self.most_requests:
+            raise self._crowded()
+        self.requests += 1
+
+    def put(self, size: int) -> None:
+        """More of a body. Raises Crowded."""
+        if self.bytes + size > self.most_bytes:
+            raise self._crowded()
+        self.bytes += size
+
+    def _crowded(self) -> Crowded:
+        return Crowded(
+            f"{self.requests} requests with {self.bytes >> 20} MiB wait for the connection to the orchestrator "
+            "already; try again later"
+        )
+
+
+class Trunk:
+    """`link` is open, and says how to reach the orchestrator. `hold_seconds`: how long a request waits for it."""
+
+    def __init__(
+        self, link: Link, *, connect_seconds: float, hold_seconds: float = 0, waking: Waking | None = None
+    ) -> None:
         self._link = link
         self._connect_seconds = connect_seconds
+        self.hold_seconds = hold_seconds
+        self.room = Room()
+        self._waking = waking or Waking()
         self._session: AskingSession | None = None
         self._opening: asyncio.Task[None] | None = None
         self._plain = False
@@ -58,12 +95,42 @@ class Trunk:
             return session.open(request, head, reply)
         return Asked(self._pool, _ADDRESS, request, head, reply)
 
-    async def opened(self) -> None:
-        """Return when `begin` can be called. Raises Unreached."""
+    async def opened(self, hold: float = 0) -> None:
+        """Return when `begin` can be called; wait for the link so many seconds. Raises Unreached."""
+        if self.up:
+            return
+        self.room.enter()
+        try:
+            await self._await_way(asyncio.get_running_loop().time() + hold)
+        finally:
+            self.room.requests -= 1
+
+    async def _await_way(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
         while not self.up:
-            if self._opening is None:
-                self._opening = asyncio.create_task(self._open())
-            await asyncio.shield(self._opening)
+            try:
+                if self._opening is None:
+                    self._opening = asyncio.create_task(self._open())
+                await asyncio.shield(self._opening)
+            except Unreached:
+                if not await self._may_come(deadline - loop.time()):
+                    raise
+
+    async def _may_come(self, seconds: float) -> bool:
+        """Wait until the link is another one, for at most so many seconds; whether it makes sense to try again."""
+        status = self._link.status
+        if status.state is LinkState.UP:
+            seconds = min(seconds, _SETTLING_SECONDS)
+        elif not status.promising:
+            return False
+        if seconds <= 0:
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                await self._link.changed()
+        except TimeoutError:
+            return False
+        return True
 
     async def _open(self) -> None:
         session = AskingSession(asyncio.get_running_loop())
@@ -78,6 +145,7 @@ class Trunk:
             self._plain, self._ticks = True, 0
         except TimeoutError as exc:
             session.abandon()
+            self._link.check()
             raise Unreached(f"no answer within {self._connect_seconds:g} s") from exc
         else:
             self._session, self._ticks = session, 0
@@ -90,6 +158,9 @@ class Trunk:
     def tick(self) -> None:
         """Called once a second."""
         self._ticks += 1
+        if slept := self._waking.slept():
+            log.info("this machine has slept for %.0f s; is the connection still there?", slept)
+            self._link.check()
         if self._plain and self._ticks >= _PLAIN_TICKS:
             self._plain = False
         session = self.session
@@ -98,10 +169,11 @@ class Trunk:
         if session.ping() >= _MOST_UNANSWERED:
             log.warning("the orchestrator has not answered %d pings; connecting again", _MOST_UNANSWERED)
             session.transport.abort()
+            self._link.check()
 
-    async def ask(self, method: bytes, target: bytes) -> tuple[int, bytes]:
+    async def ask(self, method: bytes, target: bytes, hold: float = 0) -> tuple[int, bytes]:
         """Put a question of the gateway's own: the answer's status and body. Raises Unreached."""
-        await self.opened()
+        await self.opened(hold)
         answer = _Collected(asyncio.get_running_loop().create_future())
         head = request_head(method, target, [(b"host", b"orchestrator")])
         request = parse_request(head)
@@ -124,8 +196,8 @@ class Trunk:
 REPEATABLE = (b"GET", b"HEAD", b"OPTIONS")
 """Methods that do no harm when they are sent again after a connection has ended without an answer."""
 
-Refuse = Callable[[Reply, int, str], None]
-"""Answers a request: with a status, and what went wrong."""
+Refuse = Callable[[Reply, Unreached], None]
+"""Answers a request that has not been sent, with what went wrong."""
 
 
 class Passage:
@@ -136,7 +208,7 @@ class Passage:
         self._reply, self._refuse = reply, refuse
         self._held: list[bytes] = []
         self._size = 0
-        self._ended = False
+        self._ended = self._refused = False
         self._inner: Exchange | None = None
         self._begun = False
         self._again = request.method in REPEATABLE
@@ -144,26 +216,44 @@ class Passage:
 
     async def _begin(self) -> None:
         try:
-            await self._trunk.opened()
+            await self._trunk.opened(self._trunk.hold_seconds)
         except Unreached as exc:
-            self._task = None
-            self._refuse(self._reply, 503, str(exc))
+            self._give_up(exc)
             return
         self._task = None
         self._inner = inner = self._trunk.begin(self._request, self._head, self)
-        held, self._held = self._held, []
-        for data in held:
+        for data in self._forget():
             inner.feed(data)
         if self._size > _MOST_HELD:
             self._reply.resume()
         if self._ended:
             inner.end()
 
+    def _give_up(self, why: Unreached) -> None:
+        self._forget()
+        self._task, self._refused = None, True
+        self._refuse(self._reply, why)
+
+    def _forget(self) -> list[bytes]:
+        """What has been held of the body, which is not any more."""
+        held, self._held = self._held, []
+        self._trunk.room.bytes -= sum(map(len, held))
+        return held
+
     # The exchange
 
     def feed(self, data: bytes) -> None:
         if self._inner is not None:
             self._inner.feed(data)
+            return
+        if self._refused:
+            return
+        try:
+            self._trunk.room.put(len(data))
+        except Crowded as exc:
+            if self._task is not None:
+                self._task.cancel()
+            self._give_up(exc)
             return
         self._held.append(data)
         self._size += len(data)
@@ -176,6 +266,7 @@ class Passage:
             self._inner.end()
 
     def abort(self) -> None:
+        self._forget()
         if self._task is not None:
             self._task.cancel()
         if self._inner is not None:

@@ -29,12 +29,12 @@ class Sshd:
             key.write_public_key(folder / f"{name}.pub")
         shutil.copy(folder / "user.pub", folder / "authorized")
 
-    def start(self) -> None:
-        """Returns when the port answers."""
+    def start(self, *more: str) -> None:
+        """With further lines of sshd_config. Returns when the port answers."""
         lines = [
             f"ListenAddress 127.0.0.1:{self.port}", f"HostKey {self.folder}/host", "UsePAM no", "StrictModes no",
             f"AuthorizedKeysFile {self.folder}/authorized", f"PidFile {self.folder}/pid", "PermitRootLogin yes",
-            "PasswordAuthentication no", "KbdInteractiveAuthentication no", f"SetEnv HOME={self.home}",
+            "PasswordAuthentication no", "KbdInteractiveAuthentication no", f"SetEnv HOME={self.home}", *more,
         ]  # fmt: skip
         (self.folder / "sshd_config").write_text("\n".join(lines) + "\n")
         if os.geteuid() == 0:

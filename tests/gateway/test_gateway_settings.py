@@ -14,6 +14,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (settings.host, settings.port, settings.cluster) == ("127.0.0.1", 8001, None)
     assert settings.local_socket == tmp_path / "orchestrator.sock"
     assert settings.remote_socket == ".sluicegate/orchestrator.sock"
+    assert settings.keepalive_seconds * (settings.keepalive_count + 1) <= 45, "a dead link is noticed in time"
 
 
 def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ async def test_a_lost_connection_is_a_503_and_comes_back(
 async def test_while_the_host_is_away_the_answer_is_503_at_once(ssh_settings: Settings, folder: Path) -> None:
     text = (folder / "ssh_config").read_text()
     (folder / "ssh_config").write_text(text.replace("Port ", f"Port {free_port()} #"))
-    async with gateway(ssh_settings) as client:
+    async with gateway(ssh_settings.model_copy(update={"hold_seconds": 0.0})) as client:
 
         async def down() -> bool:
             return bool((await client.get("/health")).json()["tunnel"]["error"])
@@ -91,20 +91,32 @@ async def test_while_the_host_is_away_the_answer_is_503_at_once(ssh_settings: Se
         answer = await client.get("/api/v1/services")
         assert time.perf_counter() - started < 1
         assert (answer.status_code, "ssh login" in answer.json()["detail"]) == (503, True)
+        assert answer.json()["code"] == "tunnel_down"
 
 
-async def test_a_changed_host_key_ends_all_attempts(sshd: Sshd, ssh_settings: Settings, folder: Path) -> None:
+async def test_a_changed_host_key_ends_all_attempts_until_its_file_is_corrected(
+    sshd: Sshd, ssh_settings: Settings, folder: Path
+) -> None:
     sshd.configure(folder, known="other")
+    known = (folder / "known_hosts").read_text()
+    (folder / "known_hosts").write_text(f"# a comment\nelsewhere.example {known.split(' ', 1)[1]}\n{known}\n")
     naps = Naps()
     async with tunnel(ssh_settings, sleep=naps) as one:
         await until(_is(one, LinkState.HOST_KEY_CHANGED))
-        assert "known_hosts" in one.status.advice
-        assert naps.asked.empty()
+        assert f"({folder}/known_hosts line 4)" in one.status.advice
 
         async def gone() -> bool:
             return not sshd.sessions()
 
         await until(gone)
+        for _ in range(3):  # it looks at the file, not at the host
+            assert await asyncio.wait_for(naps.asked.get(), 5) == 2
+            assert not sshd.sessions()
+            naps.over.release()
+        assert one.status.state is LinkState.HOST_KEY_CHANGED
+        sshd.configure(folder)
+        naps.over.release()
+        await until(_is(one, LinkState.UP))
 
 
 async def test_an_unknown_host_is_tried_again_slowly(sshd: Sshd, ssh_settings: Settings, folder: Path) -> None:
@@ -174,8 +186,45 @@ async def test_no_packet_waits_for_the_client_s_delayed_ack(
         assert sorted(waits)[len(waits) // 2] < 0.02
 
 
+async def test_a_control_master_of_the_user_is_used_and_outlives_us(
+    sshd: Sshd, orchestrator: FakeOrchestrator, folder: Path
+) -> None:
+    settings = settings_through(sshd, folder).model_copy(update={"transport": "openssh"})
+    with (folder / "ssh_config").open("a") as config:
+        config.write(f"ControlMaster auto\nControlPath {folder}/cm\nControlPersist 60\n")
+
+    async def master(command: str, *more: str) -> int:
+        silent = asyncio.subprocess.DEVNULL
+        words = ["ssh", "-F", str(folder / "ssh_config"), *more, "-O", command, "login"]
+        process = await asyncio.create_subprocess_exec(*words, stdin=silent, stdout=silent, stderr=silent)
+        return await process.wait()
+
+    try:
+        for _ in range(2):
+            async with served_orchestrator(orchestrator, folder / "orchestrator.sock"), gateway(settings) as client:
+                await until_ready(client)
+                assert (await client.get("/health")).json()["tunnel"]["via"] == "unix-socket"
+            assert await master("check") == 0
+            assert len(sshd.sessions()) == 1, "one login for all"
+    finally:
+        await master("exit")
+
+
 def _is(tunnel: Kept, state: LinkState) -> Callable[[], Awaitable[bool]]:
     async def reached() -> bool:
         return tunnel.status.state is state
 
     return reached
+
+
+async def test_through_a_host_to_jump_over(
+    sshd: Sshd, ssh_settings: Settings, orchestrator: FakeOrchestrator, folder: Path
+) -> None:
+    """`ProxyJump`, to itself: the second connection is inside the first one."""
+    text = (folder / "ssh_config").read_text()
+    (folder / "ssh_config").write_text(f"{text.replace('Host login', 'Host jump')}{text}ProxyJump jump\n")
+    async with served_orchestrator(orchestrator, folder / "orchestrator.sock"), gateway(ssh_settings) as client:
+        await until_ready(client)
+        assert (await client.get("/api/v1/echo")).status_code == 200
+        assert (await client.get("/health")).json()["tunnel"]["via"] == "unix-socket"
+        assert len(sshd.sessions()) == 2

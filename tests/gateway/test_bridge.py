@@ -1,0 +1,163 @@
+"""Where the site forbids forwarding: a command on the login node carries the connection. A real sshd with
+`DisableForwarding yes`, and a login shell that talks."""
+
+import asyncio
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway import bridge
+from gateway.kept import Kept
+from gateway.link import LinkState, Rung, Unreached
+from gateway.openssh import OpenSsh
+from gateway.remote import bridge_command
+from gateway.settings import Settings
+from gateway.tunnel import Tunnel
+from tests.gateway.fake_orchestrator import FakeOrchestrator
+from tests.gateway.serving import gateway, muxed, served_orchestrator, settings_through, until_ready
+from tests.gateway.sshd import Sshd
+
+pytestmark = pytest.mark.anyio
+
+NOISY = 'echo "Welcome to the cluster"; echo "quota: 3 %"; seq 1 2000\n'
+
+
+@pytest.fixture(scope="module")
+def strict_sshd(sshd: Sshd) -> Iterator[Sshd]:
+    """One that forbids forwarding, and whose login shell is noisy. `sshd` only says whether there can be one."""
+    with tempfile.TemporaryDirectory(prefix="sg-sshd-") as name:
+        server = Sshd(Path(name))
+        (server.home / ".bashrc").write_text(NOISY)
+        shell = f"ForceCommand HOME={server.home} bash -c '. {server.home}/.bashrc; eval \"$SSH_ORIGINAL_COMMAND\"'"
+        server.start("DisableForwarding yes", shell)
+        yield server
+        server.stop()
+
+
+@pytest.fixture(params=["asyncssh", "openssh"])
+def strict(request: pytest.FixtureRequest, strict_sshd: Sshd, folder: Path) -> Settings:
+    return settings_through(strict_sshd, folder).model_copy(update={"transport": request.param})
+
+
+def link(settings: Settings) -> Kept:
+    return OpenSsh(settings) if settings.transport == "openssh" else Tunnel(settings)
+
+
+async def test_a_bridge_carries_all_requests(strict: Settings, orchestrator: FakeOrchestrator, folder: Path) -> None:
+    """Over one connection: many small answers, a large one, a stream, and a body of some size."""
+    async with served_orchestrator(orchestrator, folder / "orchestrator.sock", muxed()), gateway(strict) as client:
+        await until_ready(client)
+        assert (await client.get("/health")).json()["tunnel"]["via"] == "bridge"
+        answers = await asyncio.gather(*(client.get(f"/api/v1/echo?{n}") for n in range(50)))
+        assert [answer.json()["target"] for answer in answers] == [f"/api/echo?{n}" for n in range(50)]
+        body = os.urandom(3 << 20)
+        told = (await client.post("/api/v1/echo", content=body)).json()
+        assert told["sha256"] == hashlib.sha256(body).hexdigest()
+        assert len((await client.get("/api/v1/big")).content) == 320 * 65536
+        async with client.stream("GET", "/v1/stream") as stream:
+            events = stream.aiter_text()
+            for number in range(3):
+                orchestrator.proceed.put_nowait(None)
+                assert await anext(events) == f"data: {number}\n\n"
+
+
+async def test_plain_http_opens_further_bridges(strict: Settings, orchestrator: FakeOrchestrator, folder: Path) -> None:
+    """An orchestrator that speaks no mux gets a connection for each request at a time."""
+    async with served_orchestrator(orchestrator, folder / "orchestrator.sock"), gateway(strict) as client:
+        await until_ready(client)
+        answers = await asyncio.gather(*(client.get("/api/v1/echo") for n in range(3)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert (await client.get("/health")).json()["tunnel"]["via"] == "bridge"
+
+
+async def test_without_an_orchestrator_nothing_is_concluded(
+    strict: Settings, orchestrator: FakeOrchestrator, folder: Path
+) -> None:
+    async with link(strict) as one:
+        while one.status.state is not LinkState.UP:
+            await asyncio.wait_for(one.changed(), 10)
+        with pytest.raises(Unreached):
+            await one.connect(asyncio.Protocol)
+        assert one.status.via is None
+
+
+async def test_where_forwarding_is_allowed_it_is_used(sshd: Sshd, orchestrator: FakeOrchestrator, folder: Path) -> None:
+    for transport in ("asyncssh", "openssh"):
+        settings = settings_through(sshd, folder).model_copy(update={"transport": transport})
+        async with served_orchestrator(orchestrator, folder / "orchestrator.sock"), gateway(settings) as client:
+            await until_ready(client)
+            assert (await client.get("/health")).json()["tunnel"]["via"] == Rung.UNIX_SOCKET
+
+
+# The command
+
+
+def sluice(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True)
+    (folder / "sluice").write_text(f"#!/bin/sh\n{text}\n")
+    (folder / "sluice").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("on_path", "below_home", "says"),
+    [
+        ("echo first $1 $2", "echo second", "first bridge /x y.sock"),
+        (None, "echo second $1 $2", "second bridge /x y.sock"),
+        ("exit 2", "echo second", "second"),  # an old one, that knows no bridge
+        ("exit 2", "exit 2", "sluice bridge: /x y.sock: No such file or directory"),
+        ("exit 1", "echo second", ""),  # it knows, and could not
+        (None, None, "sluice bridge: /x y.sock: No such file or directory"),
+    ],
+)
+def test_the_command_takes_the_first_that_knows_a_bridge(
+    tmp_path: Path, on_path: str | None, below_home: str | None, says: str
+) -> None:
+    if on_path:
+        sluice(tmp_path / "bin", on_path)
+    if below_home:
+        sluice(tmp_path / ".sluicegate/bin", below_home)
+    done = subprocess.run(
+        ["/bin/sh", "-c", bridge_command("/x y.sock")],
+        env={"HOME": str(tmp_path), "PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert (done.stdout + done.stderr).strip() == says
+
+
+@pytest.mark.parametrize("words", [["-m", "gateway.bridge"], ["-c", "from gateway.cli import main; main()", "bridge"]])
+async def test_a_bridge_ends_with_its_orchestrator_and_with_its_gateway(folder: Path, words: list[str]) -> None:
+    path = folder / "o.sock"
+    going_on: asyncio.Queue[bool] = asyncio.Queue()
+    left: asyncio.Future[bytes]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write((await reader.readline()).upper())
+        left.set_result(await reader.read() if await going_on.get() else b"")
+        writer.close()
+
+    server = await asyncio.start_unix_server(answer, path)
+    async with server:
+        for word in (b"end\n", b"more\n"):
+            left = asyncio.get_running_loop().create_future()
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, *words, str(path),
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+            assert process.stdin is not None and process.stdout is not None
+            assert await process.stdout.readline() == b"\n"
+            assert await process.stdout.readline() == bridge.MARKER + b"\n"
+            process.stdin.write(word)
+            assert await process.stdout.readline() == word.upper()
+            going_on.put_nowait(word == b"more\n")
+            if word == b"more\n":
+                process.stdin.close()
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+            assert await asyncio.wait_for(left, 10) == b""
