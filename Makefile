@@ -3,7 +3,7 @@ BIN := .venv/bin
 COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test check unit setup lock openapi format compiled bench bench-peers bench-prefix soak clean
+.PHONY: demo test check unit setup lock openapi format compiled bench bench-peers bench-prefix soak fuzz clean
 
 setup: .venv/.done
 
@@ -58,6 +58,11 @@ bench-prefix: setup
 # Load of every kind through the whole chain for SOAK_SECONDS (1800), with clients that leave and engines that die.
 soak: setup
 	$(BIN)/python -m bench.soak $(SOAK_SECONDS)
+
+# Each parser for SECONDS (60) of inputs that no program should send; what is found is kept in tests/fuzz/crashers.
+# ONLY=words: some of them, e.g. ONLY="mux events".
+fuzz: setup
+	SECONDS=$(or $(SECONDS),60) $(BIN)/python -m tests.fuzz $(ONLY)
 
 # After a change of dependencies: uv.lock for uv, requirements.txt for pip.
 lock:

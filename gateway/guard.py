@@ -6,6 +6,7 @@ The gateway acts as its user on the cluster, and any web page that the user open
 3. where there are keys, every request but the health checks must carry one whose scope is enough.
 """
 
+import re
 from collections.abc import Collection
 
 from gateway.settings import Settings, is_loopback
@@ -13,6 +14,8 @@ from orchestrator.access import Headers, Refusal, doubled, foreign, judge
 from orchestrator.keys import Key, Keys
 
 WHAT = "gateway"
+# A name or an address in brackets, and a port. Anything else, such as user@name, others may read in another way.
+_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?")
 
 
 class Guard:
@@ -47,8 +50,8 @@ class Guard:
         return None
 
     def _is_ours(self, host: str) -> bool:
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        name = name.removeprefix("[").removesuffix("]")
+        found = _HOST.fullmatch(host)
+        name = (found[1] or found[2]) if found else ""
         return is_loopback(name) or name.endswith(".localhost") or name in self._hosts
 
 

@@ -1,7 +1,6 @@
 """`sluice orchestrator` = `python -m orchestrator`: serve on a UNIX socket until SIGTERM. Jobs go on running."""
 
 import argparse
-import fcntl
 import logging
 import os
 import signal
@@ -17,6 +16,7 @@ from orchestrator.app import create_app, listener_of
 from orchestrator.journal import open_journal
 from orchestrator.keys import Keys
 from orchestrator.limits import raise_open_files
+from orchestrator.lock import held, this_process
 from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm, clean_environment
@@ -97,25 +97,20 @@ def scheduler_of(settings: Settings) -> Scheduler:
 @contextmanager
 def _home(home: Path) -> Iterator[None]:
     """The state folder, private, held by one orchestrator at a time."""
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        home.chmod(0o700)
-        lock = os.open(home / "orchestrator.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as exc:
-        raise SettingsError(f"cannot use the state folder {home}: {exc}; see ORCHESTRATOR_HOME") from exc
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            home.chmod(0o700)
+            stack.enter_context(held(home, this_process(), _end))
         except OSError as exc:
-            holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
-            raise SettingsError(
-                f"{home} is in use by {holder}. Stop that orchestrator, or set ORCHESTRATOR_HOME to another folder"
-            ) from exc
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            raise SettingsError(f"cannot use the state folder {home}: {exc}; see ORCHESTRATOR_HOME") from exc
         yield
-    finally:
-        os.close(lock)
+
+
+def _end(why: str) -> None:
+    """Two must not follow the same jobs: the other one does now."""
+    log.error("%s: this orchestrator ends", why)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

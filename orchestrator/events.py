@@ -7,7 +7,7 @@ import re
 
 LAST_CHUNK = b"0\r\n\r\n"
 _KEPT = 256  # bytes: the end of an event, also where each of its bytes is a chunk of its own
-_BETWEEN_CHUNKS = re.compile(rb"\r\n[0-9A-Fa-f]{1,16}(?:;[^\r\n]*)?\r\n")
+_BETWEEN_CHUNKS = re.compile(rb"\r\n([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
 _BORDERS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 _DONE = re.compile(rb"data: ?\[DONE\]\s*\Z")
 _STOPPED = re.compile(rb'(?:"message_stop"\s*}|data: ?\[DONE\])\s*\Z')
@@ -29,7 +29,7 @@ class Tail:
 
     def _content(self) -> bytes:
         last = self._last[-_KEPT:]
-        return _BETWEEN_CHUNKS.sub(b"", last)[:-2] if self._chunked else last
+        return _unframed(last) if self._chunked else last
 
     @property
     def between(self) -> bool:
@@ -45,3 +45,23 @@ class Tail:
     @property
     def said_so(self) -> bool:
         return self._sign is not None and self._sign.search(self._content()) is not None
+
+
+def _unframed(last: bytes) -> bytes:
+    """The content of chunks, the newest of which is complete.
+
+    A size is one if the chunks that it begins end where the bytes do: a line of content that is cut behind `da` of
+    `data:` looks like one, too.
+    """
+    found = _BETWEEN_CHUNKS.search(last)
+    while found is not None:
+        content = [last[: found.start()]]
+        border: re.Match[bytes] | None = found
+        while border is not None:
+            begin, size = border.end(), int(border[1], 16)
+            content.append(last[begin : begin + size])
+            if begin + size + 2 == len(last) or (not size and last.endswith(b"\r\n\r\n")):  # there may be trailers
+                return b"".join(content)
+            border = _BETWEEN_CHUNKS.match(last, begin + size)
+        found = _BETWEEN_CHUNKS.search(last, found.start() + 1)
+    return last[:-2]  # all of one chunk, which began earlier

@@ -29,6 +29,16 @@ def test_the_end_is_seen_however_it_is_cut(size: int, read: int, line_end: bytes
         assert tail.whole == tail.said_so == (said == EVENT + DONE)
 
 
+@pytest.mark.parametrize("cut", range(1, 30))
+@pytest.mark.parametrize("behind", [b"", b"0\r\n\r\n", b"0\r\nX: y\r\n\r\n"], ids=["", "the last chunk", "trailers"])
+def test_a_line_that_is_cut_where_it_looks_like_a_size(cut: int, behind: bytes) -> None:
+    """`da` of `data:` is a number, too."""
+    said = b"data: {}\r\n\r\ndata: [DONE]\r\n\r\n"
+    tail = Tail(CHAT, chunked=True)
+    tail.take(b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (said[:cut], said[cut:]) if part) + behind)
+    assert tail.between and tail.whole
+
+
 def test_without_framing() -> None:
     tail = Tail(CHAT, chunked=False)
     assert tail.between and not tail.whole

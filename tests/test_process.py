@@ -141,7 +141,8 @@ def test_everything_it_makes_is_private(served: Home) -> None:
     assert stat.S_ISSOCK(served.socket.stat().st_mode)
     assert mode(served.socket) == 0o600
     made = {path.name: mode(path) for path in served.path.iterdir() if path.is_file()}
-    assert made == {"orchestrator.db": 0o600, "orchestrator.lock": 0o600, "orchestrator.log": 0o600}
+    names = ("orchestrator.db", "orchestrator.holder", "orchestrator.lock", "orchestrator.log")
+    assert made == dict.fromkeys(names, 0o600)
     assert served.ask("GET", "/health")["scheduler"] == "local"
 
 
@@ -151,6 +152,15 @@ def test_a_second_one_on_the_same_home_is_refused_and_names_the_first(served: Ho
     assert f"process {served.process.pid} on {socket.gethostname()}" in told
     assert "ORCHESTRATOR_HOME" in told
     assert served.answers(), "the first one's socket is untouched"
+
+
+def test_one_whose_folder_was_given_away_ends(home: Home) -> None:
+    """As by a user who was told so on another machine."""
+    process = home.serve()
+    (home.path / "orchestrator.holder").unlink()
+    told = process.communicate(timeout=60)[1]
+    assert process.returncode == 0
+    assert "has been taken by whoever removed orchestrator.holder: this orchestrator ends" in told
 
 
 def test_the_socket_of_another_one_that_lives_is_not_taken(served: Home, refused: Refused, tmp_path: Path) -> None:
@@ -230,7 +240,7 @@ def test_a_database_of_a_newer_release_is_left_alone(refused: Refused, home: Hom
     database.close()
     before = path.read_bytes()
     told = refused(**home.variables)
-    assert f"the database {path} is not of this release" in told
+    assert f"the database {path} has revision 9999, but this release knows none behind" in told
     assert path.read_bytes() == before
 
 

@@ -234,11 +234,16 @@ def test_every_word_of_slurm_is_kept_and_ours_are_not_its_words() -> None:
         for text in (
             "", ",,", "None assigned", "(null)", "n[1-2-3]", "n[3-1]", "n[", "n[]", "n[a-b]", "n{}", "gpu\u0663", "a b",
             "x/../y",            f"n[{'1' * 5000}]", "n[0-999999999]", "n[1-900]n[1-900]",
+            "n[0-9999999]m[2-1]",
         )
     ],
 )  # fmt: skip
 def test_node_lists_are_expanded_and_odd_ones_yield_no_name(text: str, names: list[str]) -> None:
     assert list(hostnames(text)) == names
+
+
+def test_a_list_of_more_nodes_than_there_are_ends() -> None:
+    assert len(hostnames("a," + ",".join(["n[1-900]"] * 1000))) == 9901
 
 
 # Against commands that run.

@@ -34,7 +34,7 @@ SACCT = (
     "--format=JobIDRaw,JobName,State,Reason,NodeList,Submit,Start,End,ExitCode",
 )  # fmt: skip
 
-_MOST_HOSTS = 100_000
+_MOST_HOSTS = 10_000  # of one job
 _MOST_ESTIMATING = 10.0  # seconds: nobody waits for an estimate
 _NAMES_AT_ONCE = 1000  # one word of a command line may have 128 KiB
 _REASONLESS = frozenset({"", "None", "(null)"})
@@ -298,27 +298,30 @@ def _first_living(job: JobInfo) -> tuple[bool, int]:
 
 def hostnames(text: str) -> Sequence[str]:
     """The node names in Slurm's compact form, e.g. `gpu[01-03,7],login1`; a form not understood yields no name."""
-    return [name for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", text) for name in _expanded(part.strip())]
+    names: list[str] = []
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", text):
+        names += _expanded(part.strip(), _MOST_HOSTS - len(names))
+    return names
 
 
-def _expanded(part: str) -> list[str]:
+def _expanded(part: str, most: int) -> list[str]:
     """The names of one part. One in which several brackets multiply is expanded as Slurm does."""
     if not re.fullmatch(r"([A-Za-z0-9_.-]|\[[0-9,-]+\])+", part):
         return []
-    pieces = [_numbers(piece) for piece in re.split(r"[\[\]]", part)[1::2]]
-    if math.prod(map(len, pieces)) > _MOST_HOSTS:
+    pieces = [_ranges(piece) for piece in re.split(r"[\[\]]", part)[1::2]]
+    if not 0 < math.prod(sum(len(numbers) for _, numbers in piece) for piece in pieces) <= most:  # before they are made
         return []
     pattern = re.sub(r"\[[^\]]*\]", "{}", part)
-    return [pattern.format(*numbers) for numbers in itertools.product(*pieces)]
+    words = ([f"{n:0{width}d}" for width, numbers in piece for n in numbers] for piece in pieces)
+    return [pattern.format(*numbers) for numbers in itertools.product(*words)]
 
 
-def _numbers(text: str) -> list[str]:
-    """`01-03,7` as 01, 02, 03, 7; [] for anything else."""
-    numbers: list[str] = []
+def _ranges(text: str) -> list[tuple[int, range]]:
+    """`01-03,7` as numbers of 2 digits from 1 to 3, and of 1 digit from 7 to 7; [] for anything else."""
+    found: list[tuple[int, range]] = []
     for piece in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", piece)
-        if match is None or int(match[2] or match[1]) - int(match[1]) > _MOST_HOSTS:
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             return []
-        low, high = match[1], match[2] or match[1]
-        numbers += [f"{n:0{len(low)}d}" for n in range(int(low), int(high) + 1)]
-    return numbers
+        found.append((len(match[1]), range(int(match[1]), int(match[2] or match[1]) + 1)))
+    return found

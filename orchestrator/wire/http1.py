@@ -25,7 +25,7 @@ _HOPS = HOP_BY_HOP - {b"transfer-encoding", b"trailer"}  # in answers, whose fra
 Headers = list[tuple[bytes, bytes]]
 
 _MOST_LINE = 4096  # of a chunk's size with its extensions, and of all trailers
-_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\r\n]*)?\r\n")
+_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]{0,16};[^\r\n]{0,4000})?\r\n")  # at most _MOST_LINE
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -315,6 +315,8 @@ def parse_response(raw: bytes, *, to_head: bool = False) -> Response:
     except httptools.HttpParserError as exc:
         raise Malformed(f"the answer is not valid HTTP/1.1: {exc}") from exc
     response.status = parser.get_status_code()
+    if response.status < 100:
+        raise Malformed(f"the answer is not valid HTTP/1.1: its status is {response.status}")
     response.length = _response_length(response, to_head)
     names = {name for name, _ in response.headers}
     response.plain = raw.startswith(b"HTTP/1.1 ") and names.isdisjoint(_HOPS)
@@ -452,11 +454,13 @@ class Chunked:
         return at + 2
 
     def _trailer(self, data: bytes, at: int, end: int) -> int:
+        line = data[at:end] if end >= 0 else data[at:].removesuffix(b"\r")  # the least that it can become
+        size = len(line) + 2 if line else 0  # the empty line is none
+        if b"\n" in line or self._trailers + size > _MOST_LINE:
+            raise Malformed(f"{line[:40]!r} is no trailer, or the trailers are longer than {_MOST_LINE} bytes")
         if end < 0:
             return self._keep(data[at:])
-        self._trailers += end + 2 - at
-        if self._trailers > _MOST_LINE:
-            raise Malformed("the trailers are too long")
+        self._trailers += size
         return end + 2
 
     def _whole_chunks(self, data: bytes, at: int, size: int, pieces: list[bytes] | None) -> int:

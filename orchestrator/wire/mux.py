@@ -18,6 +18,7 @@ pass of the event loop leave in one write: all tokens of an engine's step are on
 
 import asyncio
 import logging
+import re
 import struct
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ _U32 = struct.Struct("!I")
 _OPENING = struct.Struct("!qBI")
 _MOST_EXTENDED = MOST_HEAD + 1024  # of an OPEN frame before its body
 _MOST_CONTROL = _MOST_EXTENDED + WINDOW  # payload of a frame that is not DATA
+_STATUS_LINE = re.compile(rb"HTTP/1\.1 [0-9]{3}[ \r]")
 _GRANT = WINDOW // 4  # bytes that are taken before their credit is given back
 _WRITE_BUFFER = 1024 * 1024
 
@@ -162,9 +164,12 @@ class Stream(_Stream):
         self.took(len(data))
         if not self._begun:
             data = self._first + data
-            if b"\r\n" not in data:  # a frame may come in pieces of any size, a Reply wants the whole status line first
+            if b"\r\n" not in data[:MOST_HEAD]:  # a frame may come in pieces of any size, a Reply wants a status line
                 self._first = data
-                return
+                if len(data) <= MOST_HEAD:
+                    return
+            if not _STATUS_LINE.match(data):
+                raise BrokenSession(f"an answer begins with {data[:40]!r}")
             self._begun = True
         self._reply.write(data)
 
@@ -186,6 +191,7 @@ class Served(_Stream):
     _request: Request
     _exchange: Exchange | None = None
     _status = 0
+    _complete = False  # all of the request is here
 
     def __init__(self, session: "_Session", number: int, server: Server) -> None:
         self._session = session
@@ -200,6 +206,8 @@ class Served(_Stream):
             head_at = _OPENING.size + id_size
             body_at = head_at + head_size
             identity, template = payload[_OPENING.size : head_at], payload[head_at:body_at]
+            if len(template) != head_size or not template.endswith(HEAD_END):
+                raise Malformed(f"the head of stream {self._id} is not complete")
             self._request = self._server.heads.template(template, None if length < 0 else length, identity)
         except (Malformed, struct.error) as exc:
             self._close()
@@ -239,11 +247,16 @@ class Served(_Stream):
             self._exchange.resume()
 
     def received(self, data: bytes) -> None:
+        if self._complete:
+            raise BrokenSession(f"stream {self._id} goes on behind its end")
         if self._exchange is not None:
             self._exchange.feed(data)
             self.took(len(data))
 
     def ended(self) -> None:
+        if self._complete:
+            raise BrokenSession(f"stream {self._id} ends twice")
+        self._complete = True
         if self._exchange is not None:
             self._exchange.end()
 

@@ -152,6 +152,12 @@ def test_an_answer_with_a_length_and_chunks_is_refused() -> None:
             parse_response(b"HTTP/1.1 200 OK\r\n" + headers + b"\r\n")
 
 
+@pytest.mark.parametrize("status", [b"20", b"99", b"0", b"1000"])
+def test_a_status_that_is_none_is_refused(status: bytes) -> None:
+    with pytest.raises(Malformed):
+        parse_response(b"HTTP/1.1 " + status + b" OK\r\nContent-Length: 5\r\n\r\n")
+
+
 @pytest.mark.parametrize(
     "line", [b"CONNECT a:80 HTTP/1.1", b"GET / HTTP/2.0", b"GET / HTTP/0.9", b"get / HTTP/1.1", b"GET /a b HTTP/1.1"]
 )
@@ -260,6 +266,8 @@ BROKEN = {
     "content that is shorter": b"5\r\nabcd\r\n0\r\n\r\n", "LF in an extension": b"5;a\nb\r\nabcde\r\n",
     "a size without an end": b"1" * 5000, "trailers without an end": b"0\r\n" + b"X: y\r\n" * 1000,
     "one trailer without an end": b"0\r\nX: " + b"y" * 5000, "LF behind the last": b"0\r\n\n",
+    "LF in a trailer": b"0\r\nX: y\nZ: w\r\n\r\n", "a long trailer": b"0\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
+    "a long extension": b"1;" + b"e" * 5000 + b"\r\na\r\n0\r\n\r\n",
 }  # fmt: skip
 
 

@@ -171,6 +171,33 @@ async def test_an_end_without_an_answer_is_none() -> None:
     assert (reply.calls, session.streams) == (["cut"], {})
 
 
+@pytest.mark.parametrize("sent", [b"no status\r\n", b"HTTP/1.1 2x0 OK\r\n", b"HTTP/2 200\r\n", b"x" * (1 << 17)])
+async def test_an_answer_that_is_none_ends_the_session_and_each_of_its_streams_once(sent: bytes) -> None:
+    session, pipe = asking()
+    replies = Taken(), Taken()
+    for reply in replies:
+        opened_by(session, b"head", reply)
+    for at in range(0, len(sent), 1 << 15):
+        session.data_received(frame(DATA, 1, sent[at : at + (1 << 15)]))
+    assert pipe.aborted
+    session.connection_lost(None)
+    assert [(bytes(reply.data), reply.calls) for reply in replies] == [(b"", ["cut"])] * 2
+
+
+async def test_a_head_that_is_not_complete_is_refused() -> None:
+    """Its stream is, and others go on."""
+    handler = Handler()
+    async with serving(handler, muxed=True) as served:
+        session = await served.ask_mux()
+        replies = Taken(), Taken()
+        opened_by(session, HEAD[:-2] % 1, replies[0]).end()
+        opened_by(session, HEAD % 2, replies[1]).end()
+        await until(lambda: bool(replies[0].calls and replies[1].calls))
+        assert [reply.calls for reply in replies] == [["cut"], ["finish"]]
+        assert [noted.request.path for noted in handler.noted] == ["/2"]
+        session.transport.abort()
+
+
 @pytest.mark.parametrize(
     "sent",
     [
@@ -385,11 +412,19 @@ async def test_a_session_that_is_lost_tells_each_stream_once(side: str) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [struct.pack("!IIB", 1 << 30, 1, OPEN), frame(OPEN, 0, b"x"), frame(OPEN, 3, b"x") + frame(OPEN, 3, b"x")],
-    ids=["oversized", "number 0", "a number twice"],
+    [
+        struct.pack("!IIB", 1 << 30, 1, OPEN),
+        frame(OPEN, 0, b"x"),
+        frame(OPEN, 3, b"x") + frame(OPEN, 3, b"x"),
+        frame(OPEN | END, 3, opening(HEAD % 1)) * 2,
+        frame(OPEN | END, 3, opening(HEAD % 1)) + frame(DATA, 3, b"more"),
+        frame(OPEN | END, 3, opening(HEAD % 1)) + frame(DATA | END, 3),
+    ],
+    ids=["oversized", "number 0", "a number twice", "a stream twice", "more behind the end", "two ends"],
 )
 async def test_a_gateway_that_breaks_the_protocol_loses_its_session_and_nobody_else_does(sent: bytes) -> None:
-    async with serving(Handler(), muxed=True) as served:
+    handler = Handler(lambda noted: echo(noted) if noted.request.path == "/alive" else None)
+    async with serving(handler, muxed=True) as served:
         reader, writer = await served.connect()
         writer.write(UPGRADE + sent)
         async with asyncio.timeout(SECONDS):

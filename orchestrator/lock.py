@@ -1,0 +1,183 @@
+"""One orchestrator on a state folder, also where several login nodes share it.
+
+orchestrator.lock     locked by the kernel, which some shared file systems see to on each machine by itself only
+orchestrator.holder   who has the folder; touched every BEAT seconds, so that other machines see that it lives
+"""
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from orchestrator.settings import SettingsError
+
+log = logging.getLogger(__name__)
+
+BEAT = 10.0  # seconds
+STALE = 120.0  # without a beat: then another machine takes the folder
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process. `boot` is new with each start of a machine, `started` tells processes of one number apart."""
+
+    host: str
+    boot: str
+    pid: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def this_process() -> Holder:
+    host = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except FileNotFoundError:  # not Linux
+        boot = host
+    return Holder(host, boot, os.getpid(), start_of(os.getpid()) or "")
+
+
+def start_of(pid: int) -> str | None:
+    """When a process of this machine was started, in ticks of the kernel; None if it is gone, "" if nobody can say."""
+    if not Path("/proc/self/stat").exists():
+        return "" if _answers(pid) else None
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def _answers(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def parse(text: str) -> Holder | None:
+    """The content of orchestrator.holder; None for anything else."""
+    try:
+        content = json.loads(text)
+        return Holder(str(content["host"])[:200], str(content["boot"]), int(content["pid"]), str(content["started"]))
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def refusal(holder: Holder | None, mine: Holder, age: float, start: str | None, stale: float = STALE) -> str:
+    """Why `mine` may not have what `holder` had, "" if it may. Pure.
+
+    `age`: seconds since the holder was last seen. `start`: when the process with its number on this machine was
+    started, None if there is none; means nothing if the holder is on another machine.
+    """
+    if holder is None or holder == mine:
+        return ""
+    if holder.boot == mine.boot:
+        if start is None or start != holder.started:
+            return ""
+        return f"{holder}. Stop that orchestrator, or set ORCHESTRATOR_HOME to another folder"
+    if age >= stale:
+        return ""
+    return (
+        f"{holder}, seen {max(age, 0):.0f} s ago. Stop that orchestrator there, or set ORCHESTRATOR_HOME to another "
+        f"folder; should that machine be down, one can be started here {stale:g} s after the other was last seen, or "
+        "at once when the file orchestrator.holder in that folder is removed"
+    )
+
+
+@contextmanager
+def held(
+    home: Path, mine: Holder, lost: Callable[[str], None], *, beat: float = BEAT, stale: float = STALE
+) -> Iterator[None]:
+    """Have the folder. `lost` is called, in a thread, when another process has taken it.
+
+    Raises SettingsError naming who has it, OSError when the folder cannot be used.
+    """
+    path = home / "orchestrator.holder"
+    lock = os.open(home / "orchestrator.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    over = threading.Event()
+    try:
+        if not _locked(lock):
+            holder = _read(path) or "another process"
+            raise SettingsError(
+                f"{home} is in use by {holder}. Stop that orchestrator, or set ORCHESTRATOR_HOME to another folder"
+            )
+        _take(path, mine, stale)
+        beating = threading.Thread(target=_beat, args=(path, mine, lost, over, beat), name="beat", daemon=True)
+        beating.start()
+        try:
+            yield
+        finally:
+            over.set()
+            beating.join(timeout=beat)
+            with suppress(OSError):  # whoever comes next finds that we are gone
+                if _read(path) == mine:
+                    path.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _locked(lock: int) -> bool:
+    """False when another process has it. Where the file system has no locks, orchestrator.holder alone decides."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        if exc.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        if exc.errno not in _NO_LOCKS:
+            raise
+    return True
+
+
+def _take(path: Path, mine: Holder, stale: float) -> None:
+    new = path.with_name(f"{path.name}.{mine.host}.{mine.pid}")
+    new.unlink(missing_ok=True)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
+            file.write(json.dumps(asdict(mine)))
+        holder = _read(path)
+        # Two times of one clock, the file server's: those of two machines may differ.
+        age = new.stat().st_mtime - path.stat().st_mtime if holder else 0.0
+        why = refusal(holder, mine, age, start_of(holder.pid) if holder else None, stale)
+        if why:
+            raise SettingsError(f"{path.parent} is in use by {why}")
+        if holder is not None:
+            log.warning("taking %s over from %s, which ended without saying so", path.parent, holder)
+        new.rename(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return parse(path.read_text(encoding="utf-8", errors="replace"))
+    except FileNotFoundError:
+        return None
+
+
+def _beat(path: Path, mine: Holder, lost: Callable[[str], None], over: threading.Event, seconds: float) -> None:
+    """Say that we live, as long as the folder is ours: a machine that slept may find that it no longer is."""
+    pause = seconds / 10  # soon: of two that took it in one moment the first learns of the other
+    while not over.wait(pause):
+        pause = seconds
+        try:
+            holder = _read(path)
+            if holder != mine:
+                lost(f"{path.parent} has been taken by {holder or 'whoever removed ' + path.name}")
+                return
+            os.utime(path)
+        except OSError as exc:
+            log.warning("cannot touch %s: %s", path, exc)  # the next beat may; others wait for several
