@@ -3,7 +3,7 @@ BIN := .venv/bin
 COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test check unit setup lock openapi format compiled bench bench-peers bench-prefix soak fuzz clean
+.PHONY: demo test chaos check unit setup lock openapi format compiled bench bench-peers bench-prefix soak fuzz clean
 
 setup: .venv/.done
 
@@ -17,8 +17,8 @@ demo: setup
 # Everything: the cluster and vLLM as well where they can run, and must under CI=true.
 test: check
 	tests/prepare
-	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm"
-	$(BIN)/pytest -m "system or cluster or vllm"
+	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm and not chaos"
+	$(BIN)/pytest -m "system or cluster or vllm or chaos"
 
 check: setup
 	$(BIN)/ruff format --check $(SOURCES)
@@ -28,7 +28,14 @@ check: setup
 
 # The fast tests alone, on all processors.
 unit: check
-	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm"
+	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm and not chaos"
+
+# Each fault done for real, and a table of what became of it; at most 15 minutes on two processors. CHAOS_SEED repeats
+# a run's random points; CHAOS_OUTAGE_SECONDS (120) and CHAOS_LINK_SECONDS (60) are how long slurmctld and the laptop's
+# link are away.
+chaos: setup
+	tests/prepare
+	$(BIN)/pytest -m chaos tests/chaos
 
 format: setup
 	$(BIN)/ruff check --fix $(SOURCES)

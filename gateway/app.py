@@ -125,7 +125,8 @@ def listener_of(settings: Settings) -> Listener:
 
 
 def _rendered(path: str, status: int, text: str) -> bytes:
-    return rendered(path, status, _no_answer(text) if status == 502 else text, {"Connection": "close"})
+    headers = {"Connection": "close"} | ({"Retry-After": "2"} if status == 503 else {})
+    return rendered(path, status, _no_answer(text) if status == 502 else text, headers)
 
 
 async def _models(request: Request) -> Response:

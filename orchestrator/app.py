@@ -62,6 +62,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (422, "A value is wrong; the text names it and what is allowed."),
         (502, "The scheduler or an engine refused, in its own words."),
         (503, "Not now; Retry-After says when to ask again."),
+        (507, "The state folder has no space left."),
     )
 }
 # Paths whose errors carry `success` and `error` too.
@@ -258,7 +259,8 @@ def failure(path: str, status: int, detail: str | list[dict[str, Any]], headers:
 
 def rendered(path: str, status: int, text: str) -> bytes:
     """The same as bytes of HTTP, where no application is asked. The connection ends behind it."""
-    return answer(status, problem(path, status, text), [(b"connection", b"close")])
+    later = [(b"retry-after", b"2")] if status == 503 else []
+    return answer(status, problem(path, status, text), [(b"connection", b"close"), *later])
 
 
 def refused(path: str, status: int, text: str) -> bytes:

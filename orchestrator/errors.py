@@ -11,11 +11,15 @@
         SchedulerUnknown         502  the scheduler did not answer: nothing may be concluded from this
       EngineError                502  the engine of a service refused or broke
         ReplicaFailed            502  the fault is that replica's, not the request's: another one may be asked
+      StateFull                  507  the state folder has no space left; what runs goes on
       SettingsError              500  (in settings) a setting or a recipe of this orchestrator is wrong
 
 Each class is one HTTP status. Modules raise them, foreign errors are translated where they enter (`raise … from exc`),
 and `orchestrator.app` is the one place that renders them.
 """
+
+import errno
+from pathlib import Path
 
 
 class OrchestratorError(Exception):
@@ -90,3 +94,22 @@ class EngineError(OrchestratorError):
 
 class ReplicaFailed(EngineError):
     """A replica refused the connection, broke off, hung or answered 5xx before the first byte of an answer."""
+
+
+class StateFull(OrchestratorError):
+    """The state folder has no space left, so nothing can be recorded, and what cannot be recorded is not done."""
+
+    status = 507
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the state folder is full ({what}). Free space there or raise your quota (`df` and `quota` tell), and ask "
+            "again; services that run go on"
+        )
+
+
+def not_written(path: Path, error: OSError) -> OrchestratorError:
+    """What a user is told when a file of ours could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StateFull(f"{path}: {error.strerror}")
+    return NotReady(f"cannot write {path}: {error.strerror or error}; try again, or ask the site about its file system")

@@ -14,12 +14,14 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.errors import not_written
 from orchestrator.untrusted import open_folder, open_regular
 
 # Larger ones are not ours: a user's job can write into its own run folder.
@@ -84,15 +86,28 @@ class RunFolder:
         return self.path / "stderr.log"
 
     def write(self, script: str, secrets: Mapping[str, str]) -> None:
-        """Make the folder and put the script and the secrets there, readable by the owner only."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = open_folder(self.path)
+        """Make the folder and put the script and the secrets there, readable by the owner only.
+
+        Raises StateFull, or NotReady; then no folder is left.
+        """
         try:
-            os.fchmod(folder, 0o700)
-            _write_private(folder, self.script.name, script)
-            _write_private(folder, self.secrets.name, "".join(f"{k}={shlex.quote(v)}\n" for k, v in secrets.items()))
-        finally:
-            os.close(folder)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder = open_folder(self.path)
+            try:
+                os.fchmod(folder, 0o700)
+                _write_private(folder, self.script.name, script)
+                _write_private(
+                    folder, self.secrets.name, "".join(f"{k}={shlex.quote(v)}\n" for k, v in secrets.items())
+                )
+            finally:
+                os.close(folder)
+        except OSError as exc:
+            self.remove()
+            raise not_written(self.path, exc) from exc
+
+    def remove(self) -> None:
+        """Of a job that was never recorded."""
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def read_secrets(self) -> dict[str, str]:
         """The content of secrets.env. Raises OSError when it cannot be read."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.confidential import masked
 from orchestrator.config import Plan, resolve, secrets_of
-from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown
+from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull
 from orchestrator.models import Job, JobState, Service, new_submission_id
 from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.runs import RunFolder
@@ -39,8 +39,9 @@ class Services:
     ) -> tuple[Service, Job]:
         """Render, record, submit. Returns as soon as the scheduler has given an id.
 
-        Raises NotFound for the recipe, Invalid for a value, Conflict while the same key is being served, SchedulerError
-        in the scheduler's own words. Exactly once: the row is committed before the scheduler is asked.
+        Raises NotFound for the recipe, Invalid for a value, Conflict while the same key is being served, StateFull when
+        nothing can be recorded, SchedulerError in the scheduler's own words. Exactly once: the row is committed before
+        the scheduler is asked.
         """
         if idempotency_key is not None and (found := await self.store.by_idempotency_key(idempotency_key)):
             return self._again(*found, recipe_name, config)
@@ -51,7 +52,11 @@ class Services:
             async with self._adding:  # so that of two services that want one volume the second sees the first
                 await self._take_volume(plan_of(service))
                 folder.write(script, keys)
-                await self.store.add(service, job, actor=actor)
+                try:
+                    await self.store.add(service, job, actor=actor)
+                except (Conflict, StateFull):  # it is certain that there is no record
+                    folder.remove()
+                    raise
             await self.submit(job, actor=actor)
         finally:
             self.submitting.discard(job.submission_id)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import ColumnElement, event, func
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import aliased
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from orchestrator.errors import Conflict, NotFound
+from orchestrator.errors import Conflict, NotFound, NotReady, OrchestratorError, StateFull
 from orchestrator.models import Event, Job, JobState, Service, ServiceStatus, states_of
 from orchestrator.settings import SettingsError
 
@@ -71,8 +71,16 @@ class Store:
         await asyncio.gather(*self._under_way, return_exceptions=True)  # who asked has got the error, or has gone
         await self._engine.dispose()
 
-    def _session(self) -> AsyncSession:
-        return AsyncSession(self._engine, expire_on_commit=False)
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncSession]:
+        """Raises StateFull and NotReady for what the file system refuses: nothing was changed then."""
+        try:
+            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+                yield session
+        except (OperationalError, sqlite3.OperationalError) as exc:
+            if (told := _told(exc.orig if isinstance(exc, OperationalError) else exc)) is not None:
+                raise told from exc
+            raise
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncSession]:
@@ -321,6 +329,16 @@ class Store:
         """The events of one submission id, oldest first."""
         async with self._session() as session:
             return (await session.exec(select(Event).where(Event.subject == subject).order_by(col(Event.id)))).all()
+
+
+def _told(exc: BaseException | None) -> OrchestratorError | None:
+    """What a user is told of SQLite's error, None when the fault is ours."""
+    code = getattr(exc, "sqlite_errorcode", 0) & 0xFF  # without the part that says where
+    if code == sqlite3.SQLITE_FULL:
+        return StateFull(f"SQLite: {exc}")
+    if code in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_READONLY):
+        return NotReady(f"the database cannot be used now (SQLite: {exc}); try again, or look at ORCHESTRATOR_HOME")
+    return None
 
 
 def _conditions(recipe: str | None, status: ServiceStatus | None, groups: bool) -> list[ColumnElement[bool]]:

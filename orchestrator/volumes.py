@@ -5,12 +5,17 @@ They lie in ORCHESTRATOR_HOME because that is on a file system which the compute
 
 from pathlib import Path
 
+from orchestrator.errors import not_written
+
 
 def volume_path(home: Path, engine: str, name: str) -> Path:
     return home / "volumes" / engine / name
 
 
 def make_volume(path: Path) -> None:
-    """Make the folder where it does not exist, for its owner only."""
-    for folder in (path.parent.parent, path.parent, path):
-        folder.mkdir(mode=0o700, exist_ok=True)
+    """Make the folder where it does not exist, for its owner only. Raises StateFull, or NotReady."""
+    try:
+        for folder in (path.parent.parent, path.parent, path):
+            folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise not_written(path, exc) from exc

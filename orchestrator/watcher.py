@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from orchestrator.errors import OrchestratorError, SchedulerError, SchedulerUnknown
+from orchestrator.errors import OrchestratorError, SchedulerError, SchedulerUnknown, StateFull
 from orchestrator.models import Job, JobState, Service
 from orchestrator.replicas import Replica, Replicas, probe
 from orchestrator.runs import Endpoint, Endpoints, Exit
@@ -29,11 +29,13 @@ log = logging.getLogger(__name__)
 ACTOR = "watcher"
 SETTLING = timedelta(seconds=5)  # after a handover, for requests that are not counted, such as for a list of models
 ESTIMATED_EVERY = timedelta(minutes=10)
+JUMP_SECONDS = 5.0  # by which the clock may leave a steady one between two turns
 
 
 @dataclass
 class Watcher:
-    """`client` is for probes and has a short time limit. `clock` gives aware UTC datetimes."""
+    """`client` is for probes and has a short time limit. `clock` gives aware UTC datetimes, `steady` seconds of a clock
+    that nobody sets."""
 
     scheduler: Scheduler
     store: Store
@@ -46,15 +48,20 @@ class Watcher:
     poll_seconds: float
     probe_seconds: float
     own_ports: frozenset[int] = frozenset()  # of this process: no engine is there
+    steady: Callable[[], float] = time.monotonic
     stale_since: datetime | None = None  # since when the scheduler has not answered
     trouble: str = ""  # in its words
+    unrecorded: str = ""  # why what the last turn has learned could not be written down
     last_look: datetime | None = None  # the end of the last turn, whatever it found
     turn_seconds: float = 0.0  # how long it took
     began: datetime | None = None  # when the loops did
     _keys: dict[str, str] = field(default_factory=dict)
     _retired: dict[str, datetime] = field(default_factory=dict)  # since when, jobs by submission id
     _waits: dict[str, tuple[datetime, timedelta | None]] = field(default_factory=dict)  # when asked, the answer
+    _set_at: datetime | None = None  # when the clock was last found to have been set; graces count from there
+    _clocks: tuple[datetime, float] | None = None  # both clocks at the last turn
     _probes: int = 0
+    _first_answers: set[str] = field(default_factory=set)  # of jobs, and not recorded yet
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
     _new: asyncio.Event = field(default_factory=asyncio.Event)  # an engine that nobody has asked yet
 
@@ -67,9 +74,12 @@ class Watcher:
 
     @property
     def late(self) -> bool:
-        """Whether the last turn is older than three intervals. With short ones 10 s: a busy machine is no fault."""
+        """Whether the last turn is older than three intervals. With short ones 10 s: a busy machine is no fault.
+
+        One that ended in the future ended before the clock was set back, and none has since.
+        """
         since = self.last_look or self.began
-        return since is not None and (self.clock() - since).total_seconds() > max(3 * self.poll_seconds, 10)
+        return since is not None and abs((self.clock() - since).total_seconds()) > max(3 * self.poll_seconds, 10)
 
     @property
     def unseen_since(self) -> datetime | None:
@@ -99,6 +109,7 @@ class Watcher:
     async def look(self) -> None:
         """One turn: one question to the scheduler, then each open job in the light of the answer."""
         began = time.perf_counter()
+        self._compare_clocks()
         rows = await self.store.open_jobs()
         try:
             known: Mapping[str, JobInfo] | None = await self.scheduler.query([job.name for _, job in rows])
@@ -107,17 +118,32 @@ class Watcher:
             # Unknown is not gone: nothing is concluded from silence.
             known, self.trouble = None, str(exc)
             self.stale_since = self.stale_since or self.clock()
+        unrecorded = ""
         for service, job in rows:
             try:
                 if known is not None:
                     job = await self._follow(service, job, known.get(job.name))
                 self._place(service, job)
+            except StateFull as exc:
+                log.error("following %s: %s", job.name, exc)
+                unrecorded = str(exc)
             except Exception:
                 # One job that cannot be followed must not hide the others.
                 log.exception("following %s failed", job.name)
         if known is not None:
             await self._keep()
+        self.unrecorded = unrecorded
         self.last_look, self.turn_seconds = self.clock(), time.perf_counter() - began
+
+    def _compare_clocks(self) -> None:
+        """A clock that is set ahead must not end a grace, nor one that is set back make it last for days."""
+        now, steady = self.clock(), self.steady()
+        if self._clocks is not None:
+            jump = (now - self._clocks[0]).total_seconds() - (steady - self._clocks[1])
+            if abs(jump) > JUMP_SECONDS:
+                log.warning("the clock was set by %+.0f s; graces count from now", jump)
+                self._set_at = now
+        self._clocks = now, steady
 
     async def _follow(self, service: Service, job: Job, info: JobInfo | None) -> Job:
         if job.submission_id in self.services.submitting:  # its request is still being served
@@ -130,7 +156,8 @@ class Watcher:
         now = self.clock()
         ended = self.services.folder(job.submission_id).read_exit()
         unwanted = service.cancelled_at is not None or role_of(service, job) is Role.RETIRED
-        changes = follow(job, info, ended, cancelled=unwanted, now=now, grace=self.grace)
+        known = last_known(job, now, self._set_at)
+        changes = follow(job, info, ended, cancelled=unwanted, now=now, grace=self.grace, known=known)
         if changes is None:
             await self._submit_again(job)
         elif job.job_id is None and "job_id" in changes:
@@ -285,8 +312,10 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             for replica in replicas:
                 group.create_task(probe(self.client, replica))
-        for submission_id in {r.submission_id for r in replicas if r.ready} - answered:
+        self._first_answers |= {r.submission_id for r in replicas if r.ready} - answered
+        for submission_id in sorted(self._first_answers):
             await self.store.ready(submission_id, at=self.clock(), actor=ACTOR)
+            self._first_answers.discard(submission_id)
             self._soon.set()  # it may take over
 
 
@@ -299,10 +328,25 @@ def is_here(node: str) -> bool:
     return node == "localhost" or node.partition(".")[0] == socket.gethostname().partition(".")[0]
 
 
+def last_known(job: Job, now: datetime, set_at: datetime | None) -> datetime:
+    """From when the grace of a job counts: since it was seen or recorded, or since the clock was set after that."""
+    known = job.seen_at or job.recorded_at
+    return known if set_at is None or set_at <= known <= now else set_at
+
+
 def follow(
-    job: Job, info: JobInfo | None, ended: Exit | None, *, cancelled: bool, now: datetime, grace: timedelta
+    job: Job,
+    info: JobInfo | None,
+    ended: Exit | None,
+    *,
+    cancelled: bool,
+    now: datetime,
+    grace: timedelta,
+    known: datetime,
 ) -> dict[str, Any] | None:
     """What a turn learns of one open job: the fields to change, {} for nothing new, None for "submit it again".
+
+    `known`: since when the grace counts (`last_known`).
 
     The cases, in order:
     1. The scheduler speaks of it: its word is taken, except for a word that nobody knows.
@@ -316,10 +360,10 @@ def follow(
     if ended is not None and job.job_id in (None, ended.job_id):
         return _left(job, ended, cancelled=cancelled)
     if job.state is JobState.SUBMITTING:
-        return _never_seen(job, cancelled=cancelled, now=now, grace=grace)
+        return _never_seen(job, cancelled=cancelled, now=now, late=now - known > grace)
     if cancelled:
         return {"state": JobState.CANCELLED, "ended_at": now}
-    if now - (job.seen_at or job.recorded_at) <= grace:
+    if now - known <= grace:
         return {}
     reason = f"the scheduler no longer knows job {job.job_id}, and it left no exit code"
     return {"state": JobState.LOST, "reason": reason, "ended_at": now}
@@ -366,9 +410,9 @@ def _left(job: Job, ended: Exit, *, cancelled: bool) -> dict[str, Any]:
     return changes if job.job_id is not None else {"job_id": ended.job_id, **changes}
 
 
-def _never_seen(job: Job, *, cancelled: bool, now: datetime, grace: timedelta) -> dict[str, Any] | None:
+def _never_seen(job: Job, *, cancelled: bool, now: datetime, late: bool) -> dict[str, Any] | None:
     """Case 3."""
-    if now - job.recorded_at <= grace:
+    if not late:
         return {}
     if cancelled:
         return {"state": JobState.CANCELLED, "ended_at": now}

@@ -11,7 +11,8 @@ Standard library only; it writes nothing to disk. As vLLM, it does not listen un
 
 Environment: FAKE_LOAD_SECONDS (as --load-seconds), FAKE_TOKEN_SECONDS (as `delay`); to die by itself FAKE_EXIT_AFTER
 (seconds since its start) with FAKE_EXIT_CODE. FAKE_METRICS: a folder whose file named like our port, where there is
-one, is what /metrics says, read each time. A model named *-base has no chat template.
+one, is what /metrics says, read each time. FAKE_BROKEN: a folder; while a file named like our port is there, text is
+answered with status 500 and /health stays green. A model named *-base has no chat template.
 """
 
 import argparse
@@ -121,6 +122,7 @@ class Engine:
         self.delay = float(environment.get("FAKE_TOKEN_SECONDS", "0"))
         self.created = int(time.time())
         self.told = environment.get("FAKE_METRICS", "")
+        self.broken = environment.get("FAKE_BROKEN", "")
         self.accepted = self.running = self.succeeded = self.prompt_tokens = self.generation_tokens = 0
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -197,6 +199,8 @@ class Engine:
 
     def accept(self, asked: JSON, *, chat: bool) -> Generation:
         """What will be answered. Raises Refusal for what vLLM refuses."""
+        if self.broken and Path(self.broken, str(self.options.port)).exists():
+            raise Refusal(500, "InternalServerError", "broken, as it was told")
         name = asked.get("model") or self.names[0]
         if name not in self.names:
             raise Refusal(404, "NotFoundError", f"The model `{name}` does not exist.", "model")

@@ -26,15 +26,25 @@ START = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """Stands still until it is moved. `steady` is the one that nobody sets."""
 
     def __init__(self) -> None:
         self.now = START
+        self._steady = 0.0
 
     def __call__(self) -> datetime:
         return self.now
 
+    def steady(self) -> float:
+        return self._steady
+
     def advance(self, seconds: float) -> None:
+        """Time goes by."""
+        self.now += timedelta(seconds=seconds)
+        self._steady += seconds
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the clock."""
         self.now += timedelta(seconds=seconds)
 
 
@@ -83,6 +93,7 @@ async def orchestrated(
         watcher = Watcher(
             scheduler=scheduler, store=store, services=services, replicas=replicas, client=client, clock=clock,
             grace=timedelta(seconds=grace), drain=timedelta(seconds=30), poll_seconds=1, probe_seconds=1,
+            steady=clock.steady,
         )  # fmt: skip
         yield Parts(settings, clock, store, services, replicas, watcher)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import NotReady
 from orchestrator.runs import RunFolder
 
 ODD_JSON: list[Any] = [None, 1, "x", [], {}, {"job_id": "1"}, {"job_id": "1", "node": "n", "endpoints": 7}]
@@ -93,7 +94,7 @@ def test_a_link_in_the_place_of_a_folder_or_a_file_of_it_is_never_followed(tmp_p
     assert (RunFolder(foreign).read_exit() is None, linked.read_exit()) == (False, None)
     with pytest.raises(OSError):
         linked.read_secrets()
-    with pytest.raises(OSError):
+    with pytest.raises(NotReady, match="Not a directory"):
         linked.write("mine", {})
     assert (foreign / "job.sh").read_text() == "foreign"
     own = RunFolder(tmp_path / "own")

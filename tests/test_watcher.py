@@ -15,7 +15,7 @@ from orchestrator.models import Job, JobState, Service, ServiceStatus
 from orchestrator.runs import Exit
 from orchestrator.schedulers import JobInfo
 from orchestrator.schedulers.local import Local
-from orchestrator.watcher import ACTOR, follow
+from orchestrator.watcher import ACTOR, follow, last_known
 from tests.fake_slurm import FakeSlurm
 from tests.orchestrating import START, Clock, Parts, orchestrated, until
 
@@ -157,7 +157,8 @@ def a_job(**more: Any) -> Job:
 def test_one_turn_of_one_job(case: Case) -> None:
     job = a_job(state=case.state, **case.job)
     before = job.model_dump()
-    changes = follow(job, case.info, case.ended, cancelled=case.cancelled, now=START, grace=GRACE)
+    known = last_known(job, START, None)
+    changes = follow(job, case.info, case.ended, cancelled=case.cancelled, now=START, grace=GRACE, known=known)
     assert job.model_dump() == before, "follow() is pure"
     if not case.expected:
         assert changes == case.expected
@@ -168,7 +169,7 @@ def test_one_turn_of_one_job(case: Case) -> None:
 
 
 def test_an_unknown_word_keeps_the_state() -> None:
-    changes = follow(a_job(), told(S.UNKNOWN), None, cancelled=False, now=START, grace=GRACE)
+    changes = follow(a_job(), told(S.UNKNOWN), None, cancelled=False, now=START, grace=GRACE, known=START)
     assert changes is not None
     assert "state" not in changes
 
@@ -520,7 +521,7 @@ def test_an_engine_that_was_not_known_is_asked_at_once(tmp_path: Path) -> None:
                 await until(lambda: second.replicas.answers(service.submission_id))
             finally:
                 running.cancel()
-                await asyncio.wait({running})
+                await asyncio.wait({running})  # else it may still be writing
                 await second.services.cancel(*await second.store.find(service.submission_id), actor="test")
 
     asyncio.run(work())

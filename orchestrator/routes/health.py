@@ -51,14 +51,17 @@ async def health(app: App) -> Health:
     watcher = app.watcher
     late = watcher.late
     return Health(
-        status="degraded" if late or watcher.stale_since else "healthy",
+        status="degraded" if late or watcher.stale_since or watcher.unrecorded else "healthy",
         service="Sluicegate orchestrator",
         version=__version__,
         scheduler=app.settings.scheduler,
         started_at=app.started_at,
         tcp=app.settings.address,
         watcher=WatcherHealth(
-            late=late, last_look=watcher.last_look, stale_since=watcher.stale_since, trouble=watcher.trouble
+            late=late,
+            last_look=watcher.last_look,
+            stale_since=watcher.stale_since,
+            trouble=watcher.trouble or watcher.unrecorded,
         ),
     )
 

@@ -8,7 +8,8 @@ the payload. The client side opens streams, with numbers that only grow; each ca
              and the first of the body
     DATA     more of the request's body, or of the answer; the answer begins with its head, as HTTP/1.1 text
     CREDIT   u32: so many bytes more of DATA may be sent on this stream
-    RESET    the client has left, or the answer broke off; the payload says why
+    RESET    the client has left, or the answer broke off; the payload says why. With END: nothing was done with the
+             request, and no further stream is taken here, because the process ends
     PING     answered by PONG, both on stream 0
 
 The bit END on OPEN or DATA ends that direction. Each direction of a stream begins with a credit of `WINDOW` bytes; a
@@ -118,8 +119,8 @@ class _Stream:
         """The other side has sent all."""
         raise NotImplementedError
 
-    def broken(self, why: str) -> None:
-        """The other side has reset the stream, or the session is gone."""
+    def broken(self, why: str, *, reached: bool = True) -> None:
+        """The other side has reset the stream, or the session is gone. `reached`: something may have been done."""
         raise NotImplementedError
 
 
@@ -180,9 +181,9 @@ class Stream(_Stream):
         else:
             self._reply.cut("the orchestrator ended the answer before it began")
 
-    def broken(self, why: str) -> None:
+    def broken(self, why: str, *, reached: bool = True) -> None:
         self._close()
-        self._reply.cut(why)
+        self._reply.cut(why, reached=reached)
 
 
 class Served(_Stream):
@@ -260,7 +261,7 @@ class Served(_Stream):
         if self._exchange is not None:
             self._exchange.end()
 
-    def broken(self, why: str) -> None:
+    def broken(self, why: str, *, reached: bool = True) -> None:
         self._over(self._status or CLIENT_LEFT)
         if self._exchange is not None:
             self._exchange.abort()
@@ -392,7 +393,10 @@ class _Session(asyncio.Protocol):
         elif kind & ~_END == _OPEN:
             self.opened(number, payload, ends=bool(kind & _END))
         elif (stream := self.streams.get(number)) is not None:
-            if kind == _CREDIT:
+            if kind == _RESET | _END:
+                self.refused()
+                stream.broken(payload.decode(errors="replace"), reached=False)
+            elif kind == _CREDIT:
                 stream.credited(_U32.unpack(payload)[0])
             elif kind == _RESET:
                 stream.broken(payload.decode(errors="replace"))
@@ -401,6 +405,9 @@ class _Session(asyncio.Protocol):
 
     def ponged(self) -> None:
         """A PING has been answered."""
+
+    def refused(self) -> None:
+        """The other side takes no more streams."""
 
     def opened(self, number: int, payload: bytes, *, ends: bool) -> None:
         raise BrokenSession("the serving side opened a stream")
@@ -413,7 +420,7 @@ class _Session(asyncio.Protocol):
 
 
 class AskingSession(_Session):
-    """The gateway's end. Usable from when `ready` is done until it is `over`."""
+    """The gateway's end. Usable from when `ready` is done until it is `over`: gone, or for what is under way only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop)
@@ -481,6 +488,9 @@ class AskingSession(_Session):
     def ponged(self) -> None:
         self._unanswered = 0
 
+    def refused(self) -> None:
+        self.over = True
+
 
 class ServingSession(_Session):
     """The orchestrator's end: every stream is a request for the server's handler."""
@@ -498,6 +508,9 @@ class ServingSession(_Session):
         if number <= self._newest:
             raise BrokenSession(f"stream {number} was opened after stream {self._newest}")
         self._newest = number
+        if self._closing:  # else a busy client would keep us from ever ending
+            self.send(_RESET | _END, number, b"the orchestrator is ending; ask again")
+            return
         stream = Served(self, number, self._server)
         self.streams[number] = stream
         stream.begin(payload)

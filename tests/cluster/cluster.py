@@ -73,6 +73,7 @@ MinJobAge={min_job_age}
 KillWait={kill_wait}
 InactiveLimit=0
 OverTimeLimit=0
+SlurmdTimeout={slurmd_timeout}
 ReturnToService=2
 MailProg=/bin/true
 GresTypes=gpu
@@ -111,6 +112,7 @@ KbdInteractiveAuthentication no
 AuthorizedKeysFile .ssh/authorized_keys
 AllowUsers {cluster.user}
 AllowTcpForwarding yes
+LogLevel VERBOSE
 AllowStreamLocalForwarding yes
 PrintMotd no
 PrintLastLog no
@@ -466,10 +468,18 @@ def kill_residents(cluster: Cluster, timeout: float = 15) -> None:
 # Up
 
 
-def up(run_id: str | None = None, *, min_job_age: int = 60, kill_wait: int = 3, kept: bool = False) -> Cluster:
+def up(
+    run_id: str | None = None,
+    *,
+    min_job_age: int = 60,
+    kill_wait: int = 3,
+    slurmd_timeout: int = 300,
+    kept: bool = False,
+) -> Cluster:
     """Bring a cluster up and return it when both nodes are idle; on a failure, take it down again.
 
-    `min_job_age` and `kill_wait` are Slurm's MinJobAge (how long an ended job is remembered) and KillWait, in seconds.
+    `min_job_age`, `kill_wait` and `slurmd_timeout` are Slurm's MinJobAge (how long an ended job is remembered),
+    KillWait and SlurmdTimeout (after how long a silent node is down), in seconds.
     The run belongs to this process, and counts as stale when that ends without `down`; unless it is `kept`.
     """
     if reason := missing():
@@ -486,7 +496,7 @@ def up(run_id: str | None = None, *, min_job_age: int = 60, kill_wait: int = 3, 
         with machine_lock():
             add_users(cluster)
             add_network(cluster)
-        write_files(cluster, min_job_age, kill_wait)
+        write_files(cluster, min_job_age=min_job_age, kill_wait=kill_wait, slurmd_timeout=slurmd_timeout)
         start_daemons(cluster)
         undo.pop_all()
     if kept:
@@ -543,8 +553,8 @@ def ip(host: str | None, lines: Sequence[str], cluster: Cluster | None = None) -
     call("ip", *where, "-batch", "-", input="\n".join(lines) + "\n")
 
 
-def write_files(cluster: Cluster, min_job_age: int, kill_wait: int) -> None:
-    """Keys, configuration and device files."""
+def write_files(cluster: Cluster, **timing: int) -> None:
+    """Keys, configuration and device files. `timing`: what `up` is told of Slurm's."""
     hosts = {**cluster.hosts, "login": login_inside(cluster)}
     names = "".join(f"{address} {host}\n" for host, address in hosts.items())
     (cluster.root / "etc-hosts").write_text(f"127.0.0.1 localhost\n{names}")
@@ -555,17 +565,16 @@ def write_files(cluster: Cluster, min_job_age: int, kill_wait: int) -> None:
             os.mknod(cluster.root / "dev" / node / f"nvidia{number}", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
     (cluster.root / "secret" / "munge.key").write_bytes(secrets.token_bytes(128))
     (cluster.root / "secret" / "munge.key").chmod(0o600)
-    write_slurm_conf(cluster, min_job_age, kill_wait)
+    write_slurm_conf(cluster, timing)
     write_ssh(cluster)
 
 
-def write_slurm_conf(cluster: Cluster, min_job_age: int, kill_wait: int) -> None:
+def write_slurm_conf(cluster: Cluster, timing: Mapping[str, int]) -> None:
     """slurm.conf, gres.conf and cgroup.conf: two nodes with 16 CPUs, 400 GB and 4 GPUs each."""
     etc = cluster.root / "etc"
     size = f"CPUs=16 RealMemory=400000 Gres=gpu:{GPUS}"
     lines = [f"NodeName={node} NodeHostname={node} NodeAddr={cluster.hosts[node]} {size}\n" for node in NODES]
-    facts = {"cluster": cluster, "login": login_inside(cluster), "nodes": "".join(lines)}
-    facts |= {"min_job_age": min_job_age, "kill_wait": kill_wait}
+    facts = {"cluster": cluster, "login": login_inside(cluster), "nodes": "".join(lines), **timing}
     (etc / "slurm.conf").write_text(SLURM_CONF.format(**facts))
     files = f"nvidia[0-{GPUS - 1}]"
     lines = [

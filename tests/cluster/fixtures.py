@@ -2,25 +2,33 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tests.cluster.cluster import Cluster, down, laptop_namespace, missing, up
 
 
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """A cluster for the whole test run. Where none can be, CI fails; anywhere else the test is skipped and says why."""
+@contextmanager
+def brought_up(*, min_job_age: int = 60, slurmd_timeout: int = 300) -> Iterator[Cluster]:
+    """A cluster. Where none can be, CI fails; anywhere else the test is skipped and says why."""
     if reason := missing():
         absent = f"NO SLURM CLUSTER, so this is not tested: {reason}"
         if os.environ.get("CI") == "true":
             pytest.fail(absent)
         pytest.skip(absent)
-    one = up()
+    one = up(min_job_age=min_job_age, slurmd_timeout=slurmd_timeout)
     try:
         yield one
     finally:
         down(one)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """One for the whole test run."""
+    with brought_up() as one:
+        yield one
 
 
 @pytest.fixture

@@ -2,13 +2,9 @@
 
 import sqlite3
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.cluster.cluster import Cluster, down, laptop_namespace, up
-from tests.e2e.conftest import torn_down
 from tests.e2e.deployment import Api, Deployment, laptop_api, wait_for
 
 pytestmark = pytest.mark.cluster
@@ -117,46 +113,6 @@ def test_a_home_with_a_space_works(deployment: Deployment) -> None:
         service_id = api.start("vllm-single-node", small())["id"]
         api.until(service_id, "running")
         assert "starting vllm" in api.logs(service_id)
-
-
-@pytest.fixture
-def forgetful(installed: tuple[Path, Path]) -> Iterator[Cluster]:
-    """A cluster that forgets ended jobs after 2 s, as others do after 5 minutes."""
-    one = up(min_job_age=2)
-    try:
-        with laptop_namespace(one):
-            yield one
-    finally:
-        down(one)
-
-
-@pytest.mark.timeout(180)
-def test_jobs_that_slurm_has_forgotten_end_by_their_own_evidence(
-    forgetful: Cluster, installed: tuple[Path, Path]
-) -> None:
-    """They end while the orchestrator is off, and squeue no longer lists them when it is back."""
-    with torn_down(Deployment.of(forgetful, installed, grace_seconds=3)) as deployment:
-        deployment.start_orchestrator()
-        deployment.start_gateway()
-        with laptop_api() as api:
-            wait_for(api.ready, "the gateway is ready")
-            cancelled, traceless = (api.start("vllm-single-node", small())["id"] for _ in range(2))
-            failed = api.start("vllm-single-node", small(FAKE_EXIT_CODE="7", FAKE_EXIT_AFTER="6"))["id"]
-            for service_id in (failed, cancelled, traceless):
-                api.until(service_id, "running")
-            folders = {row[0]: deployment.home / "runs" / row[1] for row in submissions(deployment)}
-            deployment.stop_orchestrator()
-            forgetful.run("login", ["scancel", cancelled, traceless], user=True, check=True)
-            wait_for(lambda: forgetful.squeue() == "", "Slurm has forgotten the jobs", 60)
-            (folders[traceless] / "exit.json").unlink()
-            deployment.start_orchestrator()
-            wait_for(api.ready, "the orchestrator is back")
-            wait_for(lambda: api.status(cancelled) not in ("configuring", "running"), "the exit file is read")
-            assert (api.status(cancelled), api.status(failed)) == ("cancelled", "failed")
-            assert api.show(failed)["job"]["exit_code"] == 7
-            wait_for(lambda: api.status(traceless) == "lost", "no evidence after the grace")
-            assert "no longer knows" in api.show(traceless)["reason"]
-            assert "starting vllm" in api.logs(traceless)
 
 
 def submissions(deployment: Deployment) -> list[tuple[str, str]]:

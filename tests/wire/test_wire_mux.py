@@ -449,6 +449,33 @@ async def test_a_session_that_shall_end_lets_its_requests_end_first() -> None:
         assert (bytes(reply.data), reply.calls) == (STATUS, ["finish"])
 
 
+async def test_a_session_that_shall_end_refuses_what_comes_then_and_says_that_nothing_was_done() -> None:
+    handler, reply, late = Handler(silent), Taken(), Unreached()
+    async with serving(handler, muxed=True) as served:
+        session, _ = await opened(served, handler, reply)
+        (theirs,) = served.server.registry
+        theirs.shutdown()
+        opened_by(session, HEAD % 2, late).end()
+        await until(lambda: late.calls != [])
+        assert (late.calls, late.reached) == (["cut"], False)
+        assert session.over, "the next request looks for another connection"
+        assert len(handler.noted) == 1
+        handler.noted[0].reply.write(STATUS)
+        handler.noted[0].reply.finish()
+        await until(lambda: session.transport.is_closing())
+        assert (bytes(reply.data), reply.calls) == (STATUS, ["finish"])
+
+
+class Unreached(Taken):
+    """Keeps whether the request may have been looked at."""
+
+    reached = True
+
+    def cut(self, why: str, *, reached: bool = True) -> None:
+        super().cut(why, reached=reached)
+        self.reached = reached
+
+
 async def test_who_does_not_offer_it_takes_the_upgrade_for_a_request() -> None:
     async with serving(Handler()) as served:
         reader, writer = await served.connect()
