@@ -23,7 +23,7 @@ from tests.gateway.fake_orchestrator import FakeOrchestrator
 from tests.gateway.serving import gateway, muxed, served_orchestrator, settings_through, until_ready
 from tests.gateway.sshd import Sshd
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
 NOISY = 'echo "Welcome to the cluster"; echo "quota: 3 %"; seq 1 2000\n'
 

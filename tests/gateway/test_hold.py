@@ -18,7 +18,7 @@ from tests.gateway.fake_orchestrator import FakeOrchestrator
 from tests.gateway.serving import gateway, muxed, served_orchestrator, settings_through, until, until_ready
 from tests.gateway.sshd import Sshd, free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
 
 @pytest.fixture

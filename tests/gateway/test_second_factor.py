@@ -24,7 +24,7 @@ from tests.gateway.kbdint_server import Site
 from tests.gateway.serving import served_orchestrator, until
 from tests.gateway.sshd import free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
 CODE = "246 813 sesame"
 

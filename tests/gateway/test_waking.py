@@ -18,7 +18,7 @@ from gateway.waking import Waking
 from tests.gateway.serving import settings_through, until
 from tests.gateway.sshd import Sshd
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.system]
 
 
 class Clocks:
