@@ -130,6 +130,7 @@ def alive(deployment: Deployment) -> list[str]:
 
 
 @pytest.mark.timeout(240)
+@pytest.mark.chaos
 def test_no_request_fails_and_no_stream_breaks_across_two_walltimes(api: Api, deployment: Deployment) -> None:
     service_id = api.start("vllm-single-node", kept())["id"]
     api.until(service_id, "running")
