@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 BEAT = 10.0  # seconds
 STALE = 120.0  # without a beat: then another machine takes the folder
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -114,8 +115,9 @@ def held(
             raise SettingsError(
                 f"{home} is in use by {holder}. Stop that orchestrator, or set ORCHESTRATOR_HOME to another folder"
             )
-        _take(path, mine, stale)
-        beating = threading.Thread(target=_beat, args=(path, mine, lost, over, beat), name="beat", daemon=True)
+        written = _take(path, mine, stale)
+        told = (path, mine, lost, over, beat, stale, written)
+        beating = threading.Thread(target=_beat, args=told, name="beat", daemon=True)
         beating.start()
         try:
             yield
@@ -141,13 +143,15 @@ def _locked(lock: int) -> bool:
     return True
 
 
-def _take(path: Path, mine: Holder, stale: float) -> None:
+def _take(path: Path, mine: Holder, stale: float) -> bool:
+    """Write down that the folder is ours. False on a full disk, where that has to wait.
+
+    Raises SettingsError naming who has it, OSError.
+    """
     new = path.with_name(f"{path.name}.{mine.host}.{mine.pid}")
     new.unlink(missing_ok=True)
     fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
-            file.write(json.dumps(asdict(mine)))
         holder = _read(path)
         # Two times of one clock, the file server's: those of two machines may differ.
         age = new.stat().st_mtime - path.stat().st_mtime if holder else 0.0
@@ -156,9 +160,30 @@ def _take(path: Path, mine: Holder, stale: float) -> None:
             raise SettingsError(f"{path.parent} is in use by {why}")
         if holder is not None:
             log.warning("taking %s over from %s, which ended without saying so", path.parent, holder)
+        try:
+            os.write(fd, json.dumps(asdict(mine)).encode())
+        except OSError as exc:
+            if exc.errno not in _FULL:
+                raise
+            return _overwritten(path, mine)
         new.rename(path)
+        return True
     finally:
+        os.close(fd)
         new.unlink(missing_ok=True)
+
+
+def _overwritten(path: Path, mine: Holder) -> bool:
+    """Write in the place of the last holder, which needs no space; False where there was none."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        os.pwrite(fd, json.dumps(asdict(mine)).ljust(os.fstat(fd).st_size).encode(), 0)
+    finally:
+        os.close(fd)
+    return True
 
 
 def _read(path: Path) -> Holder | None:
@@ -168,16 +193,30 @@ def _read(path: Path) -> Holder | None:
         return None
 
 
-def _beat(path: Path, mine: Holder, lost: Callable[[str], None], over: threading.Event, seconds: float) -> None:
+def _beat(
+    path: Path,
+    mine: Holder,
+    lost: Callable[[str], None],
+    over: threading.Event,
+    seconds: float,
+    stale: float,
+    written: bool,
+) -> None:
     """Say that we live, as long as the folder is ours: a machine that slept may find that it no longer is."""
     pause = seconds / 10  # soon: of two that took it in one moment the first learns of the other
     while not over.wait(pause):
         pause = seconds
         try:
+            if not written:
+                written = _take(path, mine, stale)
+                continue
             holder = _read(path)
             if holder != mine:
                 lost(f"{path.parent} has been taken by {holder or 'whoever removed ' + path.name}")
                 return
             os.utime(path)
+        except SettingsError as exc:
+            lost(str(exc))
+            return
         except OSError as exc:
             log.warning("cannot touch %s: %s", path, exc)  # the next beat may; others wait for several
