@@ -15,7 +15,7 @@ from orchestrator.keys import Key, Keys
 
 WHAT = "gateway"
 # A name or an address in brackets, and a port. Anything else, such as user@name, others may read in another way.
-_HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?")
+_HOST = re.compile(r"(?:\[([0-9a-f]*:[0-9a-f:.]*)\]|([a-z0-9._-]+))(?::[0-9]{0,5})?")
 
 
 class Guard:
