@@ -239,6 +239,7 @@ def test_a_requeued_job_serves_again_under_its_id_at_another_place(api: Api, dep
     tiny = {"resources": TINY | {"time_limit": 10}}
     service_id = api.start("vllm-single-node", tiny)["id"]
     api.until(service_id, "running")
+    wait_for(lambda: api.show(service_id)["job"]["ready_at"], "its first answer is recorded")
     before = api.show(service_id)
     deployment.cluster.run("login", ["scontrol", "requeue", service_id], user=True, check=True)
     api.until(service_id, "pending")
@@ -252,6 +253,7 @@ def test_a_requeued_job_serves_again_under_its_id_at_another_place(api: Api, dep
     now = ["scontrol", "update", f"JobId={service_id}", "StartTime=now"]
     deployment.cluster.run("login", now, user=True, check=True)
     api.until(service_id, "running")
+    wait_for(lambda: api.show(service_id)["job"]["ready_at"], "its first answer is recorded")
     after = api.show(service_id)
     assert (after["id"], after["job"]["id"], after["job"]["restarts"]) == (service_id, service_id, 1)
     assert after["endpoint"] not in (None, before["endpoint"])
