@@ -264,6 +264,15 @@ def test_a_port_on_which_somebody_listens_is_passed_over(bench: Bench, address: 
     assert taken < found.all[0].port < taken + 500
 
 
+def test_a_port_that_is_the_near_end_of_a_connection_is_passed_over(bench: Bench) -> None:
+    """Nobody listens there, but nobody can."""
+    with socket.create_server(("127.0.0.1", 0)) as far, socket.create_connection(far.getsockname()) as near:
+        taken: int = near.getsockname()[1]
+        folder = bench.script("record", {"replica_port": taken})
+        (engine,) = bench.run(folder).engines
+    assert taken < int(option(engine, "--port")) < taken + 500
+
+
 def test_jobs_that_start_at_the_same_moment_get_different_ports(bench: Bench) -> None:
     wish = free_port()
     folders = [bench.script("wait", {"replica_port": wish}, name=f"run-{n}") for n in range(5)]

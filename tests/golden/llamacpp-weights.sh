@@ -110,10 +110,20 @@ fail() {
   exit 1
 }
 
-# The port asked for, or the next one that nobody listens on and no other job of ours has claimed on this node; in steps
-# as wide as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
-listening() {
-  grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6
+# The port asked for, or the next one that nobody has and no other job of ours has claimed on this node; in steps as wide
+# as the group, so that two replicas of one job never have the same port. The claim is a lock held by this shell.
+EPHEMERAL=(32768 60999)
+read -r -a EPHEMERAL 2>/dev/null </proc/sys/net/ipv4/ip_local_port_range
+has() { # port, states
+  grep -qsE "^ *[0-9]+: [0-9A-F]+:$(printf '%04X' "$1") [0-9A-F]+:[0-9A-F]{4} $2 " /proc/net/tcp /proc/net/tcp6
+}
+listening() { # port
+  has "$1" 0A
+}
+taken() { # port
+  # The near end of somebody's own connection cannot be listened on either, but for TIME_WAIT (06). Outside of the range
+  # of such ends a connection is one of an engine that was here before.
+  listening "$1" || { [ "$1" -ge "${EPHEMERAL[0]}" ] && [ "$1" -le "${EPHEMERAL[1]}" ] && has "$1" '0[1-57-9A-C]'; }
 }
 LOCKS=/tmp/sluicegate-$UID
 mkdir -m 700 "$LOCKS" 2>/dev/null
@@ -126,10 +136,10 @@ choose_port() { # first wish, replica
     CLAIMS[$2]=
   fi
   for ((PORT = $1; PORT <= 65535 && PORT < $1 + 500 * 1; PORT += 1)); do
-    listening "$PORT" && continue
+    taken "$PORT" && continue
     [ -n "$LOCKS" ] || return 0
     exec {claim}>"$LOCKS/$NODE-$PORT.lock" || return 0
-    if flock -n "$claim" && ! listening "$PORT"; then
+    if flock -n "$claim" && ! taken "$PORT"; then
       CLAIMS[$2]=$claim
       return 0
     fi
@@ -182,7 +192,7 @@ for _ in 1 2 3; do
   CODE=$?
   unset "ENGINES[0]" # its pid may be another process's by now
   # Somebody else took the port between our look and the engine's bind: it is taken although our engine is gone.
-  if [ "$CODE" -ne 0 ] && listening "$PORT"; then
+  if [ "$CODE" -ne 0 ] && taken "$PORT"; then
     say "port $PORT was taken by another process; trying the next one"
     WISH=$((PORT + 1))
     continue
