@@ -31,7 +31,7 @@ unit: check
 	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm and not chaos"
 
 # Each fault done for real, and a table of what became of it; at most 15 minutes on two processors. CHAOS_SEED repeats
-# a run's random points; CHAOS_OUTAGE_SECONDS (120) and CHAOS_LINK_SECONDS (60) are how long slurmctld and the laptop's
+# a run's random points; CHAOS_OUTAGE_SECONDS (120; half when killed) and CHAOS_LINK_SECONDS (60): slurmctld and the laptop's
 # link are away.
 chaos: setup
 	tests/prepare

@@ -23,6 +23,8 @@ CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"cookie"})
 """Headers that are between a client and us: nobody behind us gets them."""
 
 ACTOR = b"x-sluice-actor"
+BETWEEN_US = CREDENTIALS | {ACTOR, b"idempotency-key"}
+"""Headers that a client sends for us: no engine gets them."""
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 _READING = ("GET", "HEAD", "OPTIONS")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from orchestrator.access import BETWEEN_US
 from orchestrator.asked import Asked, look
 from orchestrator.envelope import envelope, event, in_a_stream, translated
 from orchestrator.errors import BadRequest, NotReady, OrchestratorError
@@ -46,10 +47,7 @@ _SSE_HEAD = (
     b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\ntransfer-encoding: chunked\r\n"
 )
 # What is between a client and us, not for the engine. Its answers must not be compressed, as their ends are looked at.
-_OURS = frozenset(
-    {b"host", b"expect", b"content-length", b"authorization", b"x-api-key", b"api-key", b"cookie", b"idempotency-key",
-     b"x-sluice-actor", b"session", b"x-request-id", b"accept-encoding"}
-)  # fmt: skip
+_OURS = BETWEEN_US | {b"host", b"expect", b"content-length", b"session", b"x-request-id", b"accept-encoding"}
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,14 @@ class Services:
             self.folder(submission_id).write(script, self._secrets(recipe) | given)
         except (NotFound, Invalid, SettingsError) as exc:
             successor.state, successor.reason, successor.ended_at = JobState.FAILED, str(exc), successor.recorded_at
-        if await self.store.follows(successor, actor=actor) and not successor.state.ended:
+        try:
+            wanted = await self.store.follows(successor, actor=actor)
+        except (Conflict, StateFull):  # it is certain that there is no record
+            self.folder(submission_id).remove()
+            raise
+        if not wanted:
+            self.folder(submission_id).remove()
+        elif not successor.state.ended:
             await self.submit(successor, actor=actor)
 
     def _given(self, service: Service, job: Job) -> dict[str, str]:

@@ -13,13 +13,14 @@ from datetime import UTC, datetime
 import httpx2
 import pytest
 
+from orchestrator.access import BETWEEN_US
 from orchestrator.dispatch import INFERENCE, OF_A_SERVICE, way_of
 from orchestrator.errors import EngineError, NotReady, OrchestratorError
 from orchestrator.inference import Group, Inferences
 from orchestrator.prompt import ask
 from orchestrator.relay import LIFTED, relay
 from orchestrator.replicas import Replica, Replicas, probe
-from orchestrator.routes.vector_db import OF_CLIENTS, is_relayed
+from orchestrator.routes.vector_db import is_relayed
 from orchestrator.wire.http1 import parse_request
 from orchestrator.wire.upstream import open_pool
 from tests.test_inference import Kept
@@ -122,7 +123,7 @@ async def by_the_relay(one: Engine) -> tuple[int, bytes]:
         assert isinstance(message, dict)
         sent.append(message)
 
-    kept = [header for header in headers if header[0] not in OF_CLIENTS]
+    kept = [header for header in headers if header[0] not in BETWEEN_US]
     async with client() as http:
         await relay(http, scope, receive, send, url=one.replica().url, target=b"/collections", headers=kept)
     return int(str(sent[0]["status"])), str(sent[0]["headers"]).encode()

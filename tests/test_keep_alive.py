@@ -127,6 +127,19 @@ def test_the_next_job_gets_the_users_secrets_of_the_one_before(slurm: FakeSlurm,
     asyncio.run(work())
 
 
+def test_a_replacement_that_is_not_wanted_any_more_leaves_no_folder(slurm: FakeSlurm) -> None:
+    async def work(parts: Parts, service: Service) -> None:
+        folders = parts.services.folder(service.submission_id).path.parent
+        _, job, _ = await row(parts.store, service)
+        await parts.services.replace(service, job, 1, actor="test")
+        assert len(list(folders.iterdir())) == 2
+        await parts.services.replace(service, job, 1, actor="test")  # another one is on its way
+        assert len(list(folders.iterdir())) == 2
+        assert list(slurm.jobs()) == ["100", "101"]
+
+    script(work, slurm)
+
+
 def test_slurms_estimate_is_asked_now_and_then_and_moves_the_moment(slurm: FakeSlurm) -> None:
     async def work(parts: Parts, service: Service) -> None:
         def estimates() -> int:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from orchestrator import vectors
+from orchestrator.access import BETWEEN_US
 from orchestrator.deps import App, Orchestrator, Wanted, check_ready, find
 from orchestrator.errors import BadRequest, EngineError, NotFound
 from orchestrator.relay import Interrupted, RelayError, relay
@@ -58,8 +59,6 @@ _RELAYED = (
     "readyz",
 )  # fmt: skip
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
-# What a client of ours sends for us, not for Qdrant.
-OF_CLIENTS = frozenset({b"authorization", b"api-key", b"x-api-key", b"cookie", b"idempotency-key", b"x-sluice-actor"})
 
 
 @router.get("/vector-db/services", summary="List the vector databases")
@@ -253,7 +252,7 @@ class Relayed(Response):
         self._app, self._replica, self._target, self._received = app, replica, target, content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in OF_CLIENTS]
+        headers = [(name, value) for name, value in scope["headers"] if name.lower() not in BETWEEN_US]
         headers += [(name.encode(), value.encode()) for name, value in vectors.key_headers(self._replica).items()]
         try:
             with self._replica.lease(self._app.watcher.clock()):

@@ -185,7 +185,7 @@ def _words_of(output: Output) -> str:
     return text[:1000] or f"ended with status {output.status} and no message"
 
 
-# Who the user is, where Slurm is. Not TMPDIR, which on many login nodes is a folder of this session.
+# Who the user is, where Slurm is. Not TMPDIR, which on many login nodes is a folder of one login.
 _KEPT = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "TZ", "SLURM_CONF", "SLURM_CLUSTERS", "LD_LIBRARY_PATH")
 
 
