@@ -24,6 +24,7 @@ _MOST_UNANSWERED = 2  # pings, until the connection counts as dead
 _PLAIN_TICKS = 60  # seconds until an orchestrator is asked again whether it speaks mux
 _MOST_HELD = 1024 * 1024  # bytes of a body that wait for a connection
 _SETTLING_SECONDS = 0.25  # until a link that has just died says so
+_AGAIN_SECONDS = 5.0  # at least, for a connection to be opened anew for what is sent again
 _ADDRESS = ("orchestrator", 0)
 
 
@@ -212,11 +213,12 @@ class Passage:
         self._inner: Exchange | None = None
         self._begun = False
         self._again = request.method in REPEATABLE
-        self._task: asyncio.Task[None] | None = asyncio.create_task(self._begin())
+        self._deadline = asyncio.get_running_loop().time() + trunk.hold_seconds
+        self._task: asyncio.Task[None] | None = asyncio.create_task(self._begin(trunk.hold_seconds))
 
-    async def _begin(self) -> None:
+    async def _begin(self, hold: float) -> None:
         try:
-            await self._trunk.opened(self._trunk.hold_seconds)
+            await self._trunk.opened(hold)
         except Unreached as exc:
             self._give_up(exc)
             return
@@ -294,7 +296,9 @@ class Passage:
             self._reply.cut(why, reached=reached)
             return
         self._again, self._inner = False, None
-        self._task = asyncio.create_task(self._begin())
+        # A dead link is noticed late, and clients do not wait for ever: what it took counts.
+        left = self._deadline - asyncio.get_running_loop().time()
+        self._task = asyncio.create_task(self._begin(min(self._trunk.hold_seconds, max(left, _AGAIN_SECONDS))))
 
 
 class _Collected:

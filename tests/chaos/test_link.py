@@ -196,4 +196,5 @@ def test_the_laptops_link_is_down_under_streams(
     )
     assert "truncated" not in streamed.words()
     assert unanswered(looked.outcomes) == []
+    assert looked.worst() < 50, "what it took to notice counts as waiting"
     assert recovered < 10

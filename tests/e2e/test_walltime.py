@@ -148,6 +148,7 @@ def test_no_request_fails_and_no_stream_breaks_across_two_walltimes(api: Api, de
         wait_for(lambda: handed_over(1) and first not in alive(deployment), "the first job is gone", 60)
         wait_for(lambda: handed_over(2), "and a third one takes over", 60)
         wait_for(lambda: handed_over(2) and len(alive(deployment)) == 1, "and is alone", 60)
+    wait_for(lambda: [job["state"] for job in jobs(deployment)].count("RUNNING") == 1, "and is known to be")
     assert load.failures == []
     assert load.answered > 200
     assert load.streamed > 20
