@@ -21,7 +21,7 @@ from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm, clean_environment
 from orchestrator.settings import Settings, SettingsError, read_settings
-from orchestrator.store import prepare
+from orchestrator.sqlite import prepare
 from orchestrator.wire.listener import bound
 
 log = logging.getLogger("orchestrator")

@@ -11,8 +11,9 @@ import pytest
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
+from orchestrator.database import HEAD, MIGRATIONS
 from orchestrator.settings import SettingsError
-from orchestrator.store import HEAD, MIGRATIONS, prepare
+from orchestrator.sqlite import prepare
 
 AT = "2026-11-21 15:00:00.000000"
 # The rows that a release of each revision has written, as its tables allow.

@@ -16,10 +16,11 @@ from alembic.config import Config
 from sqlmodel import SQLModel
 
 from orchestrator import models
+from orchestrator.database import HEAD
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.models import Job, JobState, Service
 from orchestrator.settings import SettingsError
-from orchestrator.store import HEAD, Store, open_store
+from orchestrator.store import Store, open_store
 from tests.orchestrating import START
 
 

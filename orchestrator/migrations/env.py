@@ -1,4 +1,4 @@
-"""How alembic reaches the database: the URL that `orchestrator.store` hands over."""
+"""How alembic reaches the database: the URL that `orchestrator.sqlite` hands over."""
 
 from alembic import context
 from sqlalchemy import create_engine
