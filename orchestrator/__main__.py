@@ -1,6 +1,7 @@
 """`sluice orchestrator` = `python -m orchestrator`: serve on a UNIX socket until SIGTERM. Jobs go on running."""
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from orchestrator.app import create_app, listener_of
+from orchestrator.app import create_app, listener_of, store_of
 from orchestrator.journal import open_journal
 from orchestrator.keys import Keys
 from orchestrator.limits import raise_open_files
@@ -21,7 +22,6 @@ from orchestrator.schedulers import Scheduler
 from orchestrator.schedulers.local import Local
 from orchestrator.schedulers.slurm import Slurm, clean_environment
 from orchestrator.settings import Settings, SettingsError, read_settings
-from orchestrator.sqlite import prepare
 from orchestrator.wire.listener import bound
 
 log = logging.getLogger("orchestrator")
@@ -49,8 +49,8 @@ def serve(config: Path | None) -> int:
             _listening(settings.socket_path) as listener,
             _reachable(settings) as further,
         ):
-            prepare(settings.home / "orchestrator.db")  # here, where its errors can be said in a sentence
-            app = create_app(settings, scheduler_of(settings))
+            asyncio.run(_prepared(settings))
+            app = create_app(settings, scheduler_of(settings), lost=_end)
             server = uvicorn.Server(
                 uvicorn.Config(
                     app,
@@ -72,6 +72,12 @@ def serve(config: Path | None) -> int:
         return 2
     except KeyboardInterrupt:  # uvicorn has ended cleanly and raises the signal again
         return 130
+
+
+async def _prepared(settings: Settings) -> None:
+    """The database, made or migrated: here, where its errors can be said in a sentence."""
+    async with store_of(settings):
+        pass
 
 
 @contextmanager

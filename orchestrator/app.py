@@ -6,7 +6,7 @@ import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ from orchestrator.routes.shapes import Failure
 from orchestrator.schedulers import Scheduler
 from orchestrator.services import Services
 from orchestrator.settings import Settings
-from orchestrator.store import open_store
+from orchestrator.store import Store, open_store
 from orchestrator.traffic import OTHER, Counted, Traffic
 from orchestrator.watcher import Watcher
 from orchestrator.wire.hosted import Application
@@ -77,13 +77,20 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def create_app(settings: Settings, scheduler: Scheduler, *, clock: Callable[[], datetime] = now) -> FastAPI:
-    """An orchestrator. Nothing is opened before its lifespan begins."""
+def create_app(
+    settings: Settings,
+    scheduler: Scheduler,
+    *,
+    clock: Callable[[], datetime] = now,
+    lost: Callable[[str], None] = log.error,
+) -> FastAPI:
+    """An orchestrator. Nothing is opened before its lifespan begins. `lost` is called when another one has taken its
+    database."""
     book = RecipeBook([*settings.recipes, builtin_recipes()])
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings, scheduler, book, clock) as app.state.orchestrator:
+        async with opened(settings, scheduler, book, clock, lost) as app.state.orchestrator:
             yield
 
     app: FastAPI = FastAPIOffline(
@@ -138,14 +145,24 @@ def _route(app: FastAPI) -> None:
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
 
 
+def store_of(settings: Settings, lost: Callable[[str], None] = log.error) -> AbstractAsyncContextManager[Store]:
+    """Raises SettingsError when the database cannot be used."""
+    path = settings.home / "orchestrator.db"
+    return open_store(path, settings.database_url, seconds=settings.command_seconds, lost=lost)
+
+
 @asynccontextmanager
 async def opened(
-    settings: Settings, scheduler: Scheduler, book: RecipeBook, clock: Callable[[], datetime]
+    settings: Settings,
+    scheduler: Scheduler,
+    book: RecipeBook,
+    clock: Callable[[], datetime],
+    lost: Callable[[str], None],
 ) -> AsyncIterator[Orchestrator]:
     """Everything that is open while an orchestrator runs, closed in the reverse order."""
     relayed = httpx2.Timeout(None, connect=15)
     async with (
-        open_store(settings.home / "orchestrator.db") as store,
+        store_of(settings, lost) as store,
         httpx2.AsyncClient(limits=LIFTED, timeout=relayed, trust_env=False) as engines,
         httpx2.AsyncClient(limits=LIFTED, timeout=httpx2.Timeout(5), trust_env=False) as probes,
         open_hub(settings, clock) as hub,

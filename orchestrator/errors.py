@@ -11,7 +11,7 @@
         SchedulerUnknown         502  the scheduler did not answer: nothing may be concluded from this
       EngineError                502  the engine of a service refused or broke
         ReplicaFailed            502  the fault is that replica's, not the request's: another one may be asked
-      StateFull                  507  the state folder has no space left; what runs goes on
+      StateFull                  507  the state folder, or the database's disk, has no space left; what runs goes on
       SettingsError              500  (in settings) a setting or a recipe of this orchestrator is wrong
 
 Each class is one HTTP status. Modules raise them, foreign errors are translated where they enter (`raise … from exc`),
@@ -101,9 +101,9 @@ class StateFull(OrchestratorError):
 
     status = 507
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, place: str = "the state folder") -> None:
         super().__init__(
-            f"the state folder is full ({what}). Free space there or raise your quota (`df` and `quota` tell), and ask "
+            f"{place} is full ({what}). Free space there or raise your quota (`df` and `quota` tell), and ask "
             "again; services that run go on"
         )
 

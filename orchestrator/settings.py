@@ -11,7 +11,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -80,6 +80,8 @@ class Settings(BaseSettings):
     home: Path = Field(default_factory=lambda: Path.home() / ".sluicegate")
     socket: Path | None = None  # None: home/orchestrator.sock
     config: Path | None = None
+    # postgresql://USER@HOST/DATABASE, in libpq's words; None: SQLite in home. Secret, because it may hold a password.
+    database_url: SecretStr | None = None
     # Where jobs of the cluster reach us too, over TCP and with a key of `sluice keys --orchestrator`; None: nowhere.
     host: str | None = None
     port: int = Field(default=8010, ge=1024, le=65535)
@@ -96,7 +98,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30, ge=0, le=3600)
     # Requests that one replica is sent at once; engines queue what they cannot compute yet.
     max_in_flight: int = Field(default=1024, ge=1, le=100_000)
-    command_seconds: float = Field(default=30, gt=0)  # time limit of each external command
+    command_seconds: float = Field(default=30, gt=0)  # time limit of each external command, each question to PostgreSQL
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
     log_megabytes: int = Field(
@@ -108,6 +110,13 @@ class Settings(BaseSettings):
     @classmethod
     def _colon_separated(cls, value: Any) -> Any:
         return [Path(part) for part in value.split(":") if part] if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _of_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("it is not a URL of PostgreSQL; write it like postgresql://USER@HOST/DATABASE")
+        return value
 
     @field_validator("home", "socket", "config", mode="after")
     @classmethod

@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from orchestrator.database import HEAD, MIGRATIONS
+from orchestrator.database import HEAD, MIGRATIONS, Database, knows, migrate
 from orchestrator.errors import NotReady, OrchestratorError, StateFull
 from orchestrator.settings import SettingsError
 
@@ -28,13 +28,13 @@ def prepare(path: Path, migrations: Path = MIGRATIONS, head: str = HEAD) -> None
 
 
 @asynccontextmanager
-async def opened(path: Path) -> AsyncIterator[AsyncEngine]:
+async def opened(path: Path) -> AsyncIterator[Database]:
     """The database at `path`, made or migrated first, readable by its owner only."""
     prepare(path)
     engine = create_async_engine(f"sqlite+aiosqlite:///{path}")
     event.listen(engine.sync_engine, "connect", _prepare_connection)
     try:
-        yield engine
+        yield Database(reading=engine, writing=engine, told=told)
     finally:
         await engine.dispose()
 
@@ -77,23 +77,14 @@ def _version(path: Path) -> str | None:
 
 def _migrate(path: Path, found: str | None, migrations: Path, head: str) -> None:
     """Migrate a copy and put it in the place of the database: what fails or is killed on the way changes nothing."""
-    # Imported here: needed once in the life of a release, and it costs 100 ms and 5 MB.
-    from alembic import command
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
     new = path.with_name(path.name + ".new")
-    config = Config()
-    config.set_main_option("script_location", str(migrations))
-    config.attributes["url"] = f"sqlite:///{new}"
-    known = [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()]
-    if found is not None and found not in known:
+    if found is not None and not knows(found, migrations):
         raise SettingsError(_too_new(path, found, head))
     if found is not None:
         _copy(path, path.with_name(f"{path.name}.before-{head}"))
     try:
         _copy(path, new)
-        command.upgrade(config, head)
+        migrate(f"sqlite:///{new}", migrations, head)
         with closing(sqlite3.connect(new)) as connection:
             connection.execute("VACUUM")  # SQLite keeps what was replaced in its free pages, such as secrets (0002)
         _check(new)

@@ -2,23 +2,28 @@
 
 import asyncio
 import functools
+import logging
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
+from pydantic import SecretStr
 from sqlalchemy import ColumnElement, func
-from sqlalchemy.exc import IntegrityError, OperationalError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import aliased
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from orchestrator import sqlite
+from orchestrator.database import Database
 from orchestrator.errors import Conflict, NotFound
 from orchestrator.models import Event, Job, JobState, Service, ServiceStatus, states_of
-from orchestrator.sqlite import opened, told
+from orchestrator.settings import SettingsError
+
+log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,8 +61,8 @@ def whole(
 class Store:
     """Services, jobs and events. Objects that it returns are detached: changing them changes nothing here."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, database: Database) -> None:
+        self._database = database
         self._writer = asyncio.Lock()
         self._under_way: set[asyncio.Future[Any]] = set()
 
@@ -66,20 +71,30 @@ class Store:
         await asyncio.gather(*self._under_way, return_exceptions=True)  # who asked has got the error, or has gone
 
     @asynccontextmanager
-    async def _session(self) -> AsyncIterator[AsyncSession]:
-        """Raises StateFull and NotReady for what the file system refuses: nothing was changed then."""
+    async def _answered(self) -> AsyncIterator[None]:
+        """Raises StateFull and NotReady for what the database refuses: nothing was changed then, or it did not say."""
         try:
-            async with AsyncSession(self._engine, expire_on_commit=False) as session:
-                yield session
-        except (OperationalError, sqlite3.OperationalError) as exc:
-            if (why := told(exc.orig if isinstance(exc, OperationalError) else exc)) is not None:
+            async with asyncio.timeout(self._database.seconds):
+                yield
+        except (SQLAlchemyError, sqlite3.OperationalError, TimeoutError) as exc:
+            if (why := self._database.told(exc.orig if isinstance(exc, DBAPIError) else exc)) is not None:
                 raise why from exc
             raise
 
     @asynccontextmanager
+    async def _session(self) -> AsyncIterator[AsyncSession]:
+        """A session that reads."""
+        async with self._answered(), AsyncSession(self._database.reading, expire_on_commit=False) as session:
+            yield session
+
+    @asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncSession]:
         """A session that reads and then writes. One at a time, so that what it has read is still true."""
-        async with self._writer, self._session() as session:
+        async with (
+            self._answered(),
+            self._writer,
+            AsyncSession(self._database.writing, expire_on_commit=False) as session,
+        ):
             yield session
 
     @whole
@@ -350,11 +365,28 @@ def _event(at: datetime, actor: str, kind: str, service: Service, detail: dict[s
 
 
 @asynccontextmanager
-async def open_store(path: Path) -> AsyncIterator[Store]:
-    """The database at `path`, made or migrated first, readable by its owner only."""
-    async with opened(path) as engine:
-        store = Store(engine)
+async def open_store(
+    path: Path, url: SecretStr | None = None, *, seconds: float = 30, lost: Callable[[str], None] = log.error
+) -> AsyncIterator[Store]:
+    """The database at `path`, or the PostgreSQL at `url`, made or migrated first.
+
+    `seconds`: how long a PostgreSQL may take for one question. `lost` is called when another process has taken it.
+    Raises SettingsError when it cannot be used.
+    """
+    async with sqlite.opened(path) if url is None else _postgres(url, seconds, lost) as database:
+        store = Store(database)
         try:
             yield store
         finally:
             await store.close()
+
+
+def _postgres(url: SecretStr, seconds: float, lost: Callable[[str], None]) -> AbstractAsyncContextManager[Database]:
+    try:
+        from orchestrator import postgres  # its driver is installed only where it is wanted
+    except ImportError as exc:
+        raise SettingsError(
+            f"ORCHESTRATOR_DATABASE_URL wants a driver that is not installed ({exc}); "
+            "install it with: pip install 'sluicegate[postgres]'"
+        ) from exc
+    return postgres.opened(url.get_secret_value(), seconds=seconds, lost=lost)

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from orchestrator.errors import OrchestratorError, SchedulerError, SchedulerUnknown, StateFull
+from orchestrator.errors import NotReady, OrchestratorError, SchedulerError, SchedulerUnknown, StateFull
 from orchestrator.models import Job, JobState, Service
 from orchestrator.replicas import Replica, Replicas, probe
 from orchestrator.runs import Endpoint, Endpoints, Exit
@@ -94,6 +94,8 @@ class Watcher:
         while True:
             try:
                 await turn()
+            except NotReady as exc:
+                log.error("a turn of the watcher failed: %s", exc)
             except Exception:
                 # The top of the loop: a turn that failed must not end the following of jobs. /health turns red when
                 # turns go on failing, because last_look stays behind.
@@ -110,7 +112,11 @@ class Watcher:
         """One turn: one question to the scheduler, then each open job in the light of the answer."""
         began = time.perf_counter()
         self._compare_clocks()
-        rows = await self.store.open_jobs()
+        try:
+            rows = await self.store.open_jobs()
+        except NotReady as exc:
+            self.unrecorded = str(exc)
+            raise
         try:
             known: Mapping[str, JobInfo] | None = await self.scheduler.query([job.name for _, job in rows])
             self.stale_since, self.trouble = None, ""
@@ -124,7 +130,7 @@ class Watcher:
                 if known is not None:
                     job = await self._follow(service, job, known.get(job.name))
                 self._place(service, job)
-            except StateFull as exc:
+            except (StateFull, NotReady) as exc:
                 log.error("following %s: %s", job.name, exc)
                 unrecorded = str(exc)
             except Exception:

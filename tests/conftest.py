@@ -1,3 +1,3 @@
 """Fixtures for all tests."""
 
-pytest_plugins = ["tests.cluster.fixtures", "tests.vllm.fixtures"]
+pytest_plugins = ["tests.cluster.fixtures", "tests.databases.fixtures", "tests.vllm.fixtures"]

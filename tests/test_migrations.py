@@ -28,7 +28,10 @@ _FIRST = [
     f" VALUES ('s2', 's2', 'slurm', 'sluice-s2', 'LOST', 'why', '', 0, '{AT}')",
     f"""INSERT INTO event (at, actor, kind, subject, detail) VALUES ('{AT}', 'me', 'k', 's1', '{{"d": null}}')""",
 ]
-_OF_SERVICES = ["UPDATE service SET job = submission_id", "UPDATE service SET kept = 1, handovers = 2 WHERE id = '7'"]
+_OF_SERVICES = [
+    "UPDATE service SET job = submission_id",
+    "UPDATE service SET kept = true, handovers = 2 WHERE id = '7'",
+]
 ROWS: dict[str, list[str]] = {"0001": _FIRST, "0002": _FIRST, "0003": [*_FIRST, *_OF_SERVICES]}
 NEXT = """
 import sqlalchemy as sa

@@ -21,6 +21,7 @@ from orchestrator.errors import Conflict, NotFound
 from orchestrator.models import Job, JobState, Service
 from orchestrator.settings import SettingsError
 from orchestrator.store import Store, open_store
+from tests.databases.place import Place
 from tests.orchestrating import START
 
 
@@ -43,9 +44,11 @@ def job(submission_id: str, age: float = 0, **more: Any) -> Job:
     )  # fmt: skip
 
 
-def with_store(path: Path, work: Callable[[Store], Awaitable[None]]) -> None:
+def with_store(place: Path | Place, work: Callable[[Store], Awaitable[None]]) -> None:
+    path, url = (place.path, place.url) if isinstance(place, Place) else (place, None)
+
     async def opened() -> None:
-        async with open_store(path / "orchestrator.db") as store:
+        async with open_store(path / "orchestrator.db", url) as store:
             await work(store)
 
     asyncio.run(opened())
@@ -78,7 +81,7 @@ def test_a_link_in_the_place_of_the_database_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_bytes() == b""
 
 
-def test_reopening_keeps_everything(tmp_path: Path) -> None:
+def test_reopening_keeps_everything(place: Place) -> None:
     kept: list[dict[str, Any]] = []
     config = {"environment": {"K": "é\u2028'\"$(x)"}, "n": [1, 2.5, None, True]}
 
@@ -96,8 +99,8 @@ def test_reopening_keeps_everything(tmp_path: Path) -> None:
         assert rows[0].model_dump()["config"] == config
         assert (await store.find("7"))[1].started_at == START
 
-    with_store(tmp_path, write)
-    with_store(tmp_path, read)
+    with_store(place, write)
+    with_store(place, read)
     assert len(kept) == 5
 
 
@@ -127,8 +130,7 @@ def test_the_secrets_in_a_database_of_0_1_0_are_gone_and_the_rest_is_there(tmp_p
     with_store(tmp_path, work)
 
 
-def schema(path: Path) -> dict[str, Any]:
-    engine = sa.create_engine(f"sqlite:///{path}")
+def schema(engine: sa.Engine) -> dict[str, Any]:
     inspector = sa.inspect(engine)
     found = {
         table: {
@@ -145,17 +147,20 @@ def schema(path: Path) -> dict[str, Any]:
     return found
 
 
+def engine_of(path: Path) -> sa.Engine:
+    return sa.create_engine(f"sqlite:///{path}", poolclass=sa.NullPool)
+
+
 def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
     async def nothing(store: Store) -> None:
         assert await store.count() == 0
 
     with_store(tmp_path, nothing)
-    engine = sa.create_engine(f"sqlite:///{tmp_path / 'models.db'}")
+    engine = engine_of(tmp_path / "models.db")
     SQLModel.metadata.create_all(engine, [SQLModel.metadata.tables[t] for t in ("service", "job", "event")])
-    engine.dispose()
-    migrated = schema(tmp_path / "orchestrator.db")
+    migrated = schema(engine_of(tmp_path / "orchestrator.db"))
     assert models.Service.__tablename__ in migrated
-    assert migrated == schema(tmp_path / "models.db")
+    assert migrated == schema(engine)
 
 
 def test_a_database_of_the_first_release_is_brought_up_with_its_rows(tmp_path: Path) -> None:
@@ -188,11 +193,12 @@ def test_a_database_of_the_first_release_is_brought_up_with_its_rows(tmp_path: P
         assert await store.kept() == []
 
     with_store(tmp_path, work)
-    made = schema(tmp_path / "orchestrator.db")
+    engine = engine_of(tmp_path / "orchestrator.db")
+    made = schema(engine)
     command.downgrade(config, "0001")
-    assert schema(tmp_path / "orchestrator.db") != made
+    assert schema(engine) != made
     command.upgrade(config, HEAD)
-    assert schema(tmp_path / "orchestrator.db") == made
+    assert schema(engine) == made
     with_store(tmp_path, work)
 
 
@@ -218,41 +224,43 @@ async def _handed_over(store: Store) -> None:
     await store.hand_over("a", "b", at=START, actor="me")
 
 
+NO_EVENTS = {
+    "sqlite": ["CREATE TRIGGER no BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk full'); END"],
+    "postgres": [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        "RAISE EXCEPTION 'disk full' USING ERRCODE = 'integrity_constraint_violation'; END $$",
+        "CREATE TRIGGER no BEFORE INSERT ON event EXECUTE FUNCTION refuse()",
+    ],
+}
+
+
 @pytest.mark.parametrize(("kind", "change"), CHANGES, ids=[kind for kind, _ in CHANGES])
 def test_a_change_and_its_event_are_one_transaction(
-    tmp_path: Path, kind: str, change: Callable[[Store], Awaitable[Any]]
+    place: Place, kind: str, change: Callable[[Store], Awaitable[Any]]
 ) -> None:
     """Where the event cannot be written, nothing is; then both are."""
 
-    def dump() -> list[str]:
-        database = sqlite3.connect(tmp_path / "orchestrator.db")
-        rows = [*database.execute("SELECT * FROM service"), *database.execute("SELECT * FROM job")]
-        database.close()
-        return [str(row) for row in rows]
-
-    def forbid(statement: str) -> None:
-        database = sqlite3.connect(tmp_path / "orchestrator.db")
-        database.execute(statement)
-        database.commit()
-        database.close()
+    def dump() -> list[tuple[Any, ...]]:
+        return [*place.execute("SELECT * FROM service"), *place.execute("SELECT * FROM job")]
 
     async def work(store: Store) -> None:
         await add(store, "a", kept=True)
         before = dump()
-        forbid("CREATE TRIGGER no BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        for statement in NO_EVENTS[place.kind]:
+            place.execute(statement)
         with pytest.raises(sa.exc.IntegrityError, match="disk full"):
             await change(store)
         assert dump() == before
-        forbid("DROP TRIGGER no")
+        place.execute("DROP TRIGGER no" if place.kind == "sqlite" else "DROP TRIGGER no ON event")
         await change(store)
         assert dump() != before
         events = [*await store.events("a"), *await store.events("b")]
         assert (events[-1].kind, events[-1].actor, events[-1].at) == (kind, "me", START)
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_of_two_services_with_one_id_the_newest_is_meant(tmp_path: Path) -> None:
+def test_of_two_services_with_one_id_the_newest_is_meant(place: Place) -> None:
     async def work(store: Store) -> None:
         await add(store, "new", age=1)
         await add(store, "old", age=100)
@@ -261,11 +269,11 @@ def test_of_two_services_with_one_id_the_newest_is_meant(tmp_path: Path) -> None
         assert (await store.find("7"))[0].submission_id == "new"
         assert (await store.find("old"))[0].id == "7"
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
 @pytest.mark.parametrize("wanted", ["", "8", "7 ", "' OR 1=1 --", "%", "\0", "é" * 5000, "-1", str(2**63)])
-def test_an_unknown_id_is_not_found(tmp_path: Path, wanted: str) -> None:
+def test_an_unknown_id_is_not_found(place: Place, wanted: str) -> None:
     async def work(store: Store) -> None:
         await add(store, "a")
         await store.accepted("a", "7", at=START, actor="me")
@@ -273,10 +281,10 @@ def test_an_unknown_id_is_not_found(tmp_path: Path, wanted: str) -> None:
             await store.find(wanted)
         assert len(str(caught.value)) < 700
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_of_many_requests_with_one_key_one_is_recorded(tmp_path: Path) -> None:
+def test_of_many_requests_with_one_key_one_is_recorded(place: Place) -> None:
     async def work(store: Store) -> None:
         adding = [add(store, str(n), idempotency_key="k") for n in range(20)]
         results = await asyncio.gather(*adding, return_exceptions=True)
@@ -289,10 +297,10 @@ def test_of_many_requests_with_one_key_one_is_recorded(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="Idempotency-Key 'k'"):
             await add(store, "late", idempotency_key="k")
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_an_ended_job_is_never_revised_whoever_comes_at_the_same_time(tmp_path: Path) -> None:
+def test_an_ended_job_is_never_revised_whoever_comes_at_the_same_time(place: Place) -> None:
     async def race(store: Store, name: str) -> None:
         states = [JobState.COMPLETED, JobState.FAILED, JobState.RUNNING, JobState.LOST] * 3
         write = [store.record(name, {"state": s, "reason": s}, at=START, actor="me", kind="job.state") for s in states]
@@ -314,10 +322,10 @@ def test_an_ended_job_is_never_revised_whoever_comes_at_the_same_time(tmp_path: 
         assert await store.events("a") == before
         assert await store.open_jobs() == []
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_the_first_cancel_counts(tmp_path: Path) -> None:
+def test_the_first_cancel_counts(place: Place) -> None:
     async def work(store: Store) -> None:
         await add(store, "a")
         cancelling = (store.cancelled("a", at=START + timedelta(seconds=n), actor="me") for n in range(10))
@@ -325,12 +333,12 @@ def test_the_first_cancel_counts(tmp_path: Path) -> None:
         assert (await store.find("a"))[0].cancelled_at == START
         assert [event.kind for event in await store.events("a")] == ["service.created", "service.cancelled"]
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_two_thousand_services_are_listed_and_paged_quickly(tmp_path: Path) -> None:
+def test_two_thousand_services_are_listed_and_paged_quickly(place: Place) -> None:
     async def work(store: Store) -> None:
-        async with store._session() as session:
+        async with store._writing() as session:
             session.add_all(service(f"{n:04}", age=n, id=str(n)) for n in range(2000))
             await session.flush()
             session.add_all(job(f"{n:04}", age=n, job_id=str(n)) for n in range(2000))
@@ -347,10 +355,10 @@ def test_two_thousand_services_are_listed_and_paged_quickly(tmp_path: Path) -> N
         assert await store.services(limit=10, offset=5000) == []
         assert (await store.services(recipe="a/other"), await store.count(recipe="a/other")) == ([], 0)
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_whoever_gives_up_waiting_leaves_no_lock(tmp_path: Path) -> None:
+def test_whoever_gives_up_waiting_leaves_no_lock(place: Place) -> None:
     """A client that leaves, or a loop that is stopped, at any moment of a question to the database."""
 
     async def work(store: Store) -> None:
@@ -363,13 +371,13 @@ def test_whoever_gives_up_waiting_leaves_no_lock(tmp_path: Path) -> None:
             await asyncio.wait({asking})
             await store.ready("a", at=START, actor="me")
 
-    with_store(tmp_path, work)
+    with_store(place, work)
 
 
-def test_what_the_store_returns_is_a_copy(tmp_path: Path) -> None:
+def test_what_the_store_returns_is_a_copy(place: Place) -> None:
     async def work(store: Store) -> None:
         await add(store, "a")
         (await store.find("a"))[1].state = JobState.LOST
         assert (await store.find("a"))[1].state is JobState.SUBMITTING
 
-    with_store(tmp_path, work)
+    with_store(place, work)

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The Debian (or Ubuntu) packages that the tests want: for the Slurm cluster, the clients and the load driver. Does nothing, in a few milliseconds, when all are there.
+# The Debian (or Ubuntu) packages that the tests want: for the Slurm cluster, the clients, the load driver and PostgreSQL. Does nothing, in a few milliseconds, when all are there.
 # As root where there is apt-get it installs what is missing, and starts no daemon; elsewhere it says what is missing and exits 1.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
@@ -17,6 +17,8 @@ for entry in "${needed[@]}"; do
 done
 # python3-venv has no program: it is there when the system's Python has ensurepip.
 compgen -G '/usr/lib/python3*/ensurepip' >/dev/null && [ -x /usr/bin/python3 ] || missing+=(python3-venv)
+# Its programs are not in PATH.
+compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || missing+=(postgresql)
 
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 # Some nodejs packages bring npm along, and conflict with Debian's own: only what is still missing beside node.
