@@ -16,8 +16,13 @@ from orchestrator.keys import Key, Keys, Scope, hash_of, now
 from orchestrator.settings import SettingsError, explain, read_toml
 from orchestrator.settings import read_settings as read_orchestrator_settings
 
-__all__ = ["Settings", "SettingsError", "cache_folder", "environment_of_a_child", "is_loopback", "keys_of", "keys_path",
-           "read_settings"]  # fmt: skip
+__all__ = ["Settings", "SettingsError", "cache_folder", "environment_of_a_child", "is_loopback", "is_public", "keys_of",
+           "keys_path", "read_settings"]  # fmt: skip
+
+
+# Ends of names that mean something on this machine or behind its own router only (RFC 6761, 6762, 8375, and ICANN's
+# .internal, below which Docker and Podman have theirs).
+_PRIVATE = (".internal", ".local", ".localhost", ".home.arpa")
 
 
 class Settings(BaseSettings):
@@ -31,7 +36,8 @@ class Settings(BaseSettings):
     loopback_open: bool = False  # on loopback no request needs a key, whatever keys there are
     host: str = "127.0.0.1"
     port: int = Field(default=8001, ge=0, le=65535)  # 0: any free port
-    # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal.
+    # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal. One that others can
+    # know, such as myhost.tailnet.ts.net, is that of a proxy which brings their requests: that wants a key.
     allowed_hosts: Annotated[list[str], NoDecode] = []
     cluster: str | None = None  # a Host of the SSH configuration; None: the orchestrator of this machine
     # Who speaks SSH: asyncssh in this process, or the system's ssh beside it, which honours all of your configuration.
@@ -93,7 +99,8 @@ def read_settings(config: Path | None = None) -> Settings:
     """Settings from the environment and from `config`, else the file of GATEWAY_CONFIG, else none.
 
     Without a cluster, `local_socket` is always set in the result. Raises SettingsError with a sentence that names the
-    setting, where it came from and what is allowed; also for an address that others reach while there is no key.
+    setting, where it came from and what is allowed; also for an address or a name by which others reach it while there
+    is no key.
     """
     settings = _read(config)
     keys = keys_of(settings)
@@ -105,7 +112,31 @@ def read_settings(config: Path | None = None) -> Settings:
             f"key. Make one: sluice keys create me --scope admin --file {shlex.quote(str(settings.keys_path))}\n"
             "Or set GATEWAY_API_KEY, or leave GATEWAY_HOST at 127.0.0.1."
         )
+    _check_names(settings, keys)
     return settings
+
+
+def _check_names(settings: Settings, keys: Keys) -> None:
+    """Raises SettingsError for a name by which a proxy brings the requests of others, while they need no key."""
+    names = [name for name in settings.allowed_hosts if is_public(name)]
+    if not names or not is_loopback(settings.host):
+        return
+    if settings.loopback_open:
+        raise SettingsError(
+            f"GATEWAY_ALLOWED_HOSTS has {names[0]}, by which a proxy brings the requests of others; with "
+            "GATEWAY_LOOPBACK_OPEN none of them would need a key. Unset one of the two."
+        )
+    if not keys.live:
+        raise SettingsError(
+            f"GATEWAY_ALLOWED_HOSTS has {names[0]}, by which a proxy brings the requests of others, but there is "
+            f"no key, and each of them would run as you. Make one: sluice keys create me --scope admin --file "
+            f"{shlex.quote(str(settings.keys_path))}\nOr set GATEWAY_API_KEY."
+        )
+
+
+def is_public(name: str) -> bool:
+    """True for a name or an address that may mean this machine elsewhere too, also in a tailnet."""
+    return ("." in name or ":" in name) and not is_loopback(name) and not name.lower().endswith(_PRIVATE)
 
 
 def keys_path() -> Path:

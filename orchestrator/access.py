@@ -37,7 +37,7 @@ _USE = re.compile(
     r"|/api(/v1)?(/services)?/vllm/[^/]+/prompt"
     r"|/api(/v1)?(/services)?/vector-db/[^/]+/.+"
 )
-_MANAGE = re.compile(r"/api(/v1)?/(services|service-groups)(/.*)?|/jobs(/.*)?")
+_MANAGE = re.compile(r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/preflight|/jobs(/.*)?")
 
 
 def needed(method: str, path: str) -> Scope:

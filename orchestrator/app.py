@@ -33,10 +33,11 @@ from orchestrator.inference import Inferences
 from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
+from orchestrator.quantization import read_loaders
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
-from orchestrator.routes import groups, health, metrics, models, openai, recipes, services, vector_db, vllm
+from orchestrator.routes import groups, health, metrics, models, openai, preflight, recipes, services, vector_db, vllm
 from orchestrator.routes.shapes import Failure
 from orchestrator.schedulers import Scheduler
 from orchestrator.services import Services
@@ -141,6 +142,7 @@ def _route(app: FastAPI) -> None:
         app.include_router(openai.of_a_service, prefix=prefix, include_in_schema=False)
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(preflight.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
 
@@ -198,6 +200,7 @@ async def opened(
                 watcher=watcher,
                 hub=hub,
                 catalogue=read_catalogue(),
+                loaders=read_loaders(),
                 engines=engines,
                 registry=registry,
                 traffic=Traffic(registry, "sluice", "route"),

@@ -1,6 +1,7 @@
 """What the lifespan opened, as annotated parameters: a route's signature lists what it touches."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
@@ -15,6 +16,7 @@ from orchestrator.groups import views
 from orchestrator.hub import Hub
 from orchestrator.inference import Group
 from orchestrator.models import Job, Service, ServiceStatus, status_of
+from orchestrator.quantization import Loader
 from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.services import Services, plan_of
@@ -37,6 +39,7 @@ class Orchestrator:
     watcher: Watcher
     hub: Hub
     catalogue: Catalogue
+    loaders: Mapping[str, Loader]
     pool: Pool
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     registry: CollectorRegistry

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import httpx2
 
 from orchestrator import __version__
 from orchestrator.cache import Cache
 from orchestrator.catalogue import Catalogue
+from orchestrator.checkpoint import CONFIG, MODELOPT, Checkpoint, loaded
 from orchestrator.errors import BadRequest, Invalid, NotFound, NotReady, OrchestratorError
 from orchestrator.hub_client import RETRY_SECONDS, BoundedClient, unreachable
 from orchestrator.settings import Settings, read_token
@@ -32,6 +33,7 @@ SortBy = Literal["downloads", "likes", "created_at", "last_modified", "trending_
 
 SECONDS = 15.0  # for one answer of ours, however many requests it takes
 MOST_MODELS = 2000  # in the cache: about 10 MB
+MOST_CHECKPOINTS = 100  # the same: a config.json has some kilobytes
 SCANNED = 500  # models looked at for an architecture, which the hub cannot be asked for
 
 _MODEL_ID = re.compile(r"[\w.-]{1,96}(/[\w.-]{1,96})?", re.ASCII)
@@ -67,6 +69,7 @@ class HubModel:
 
 
 Models = tuple[HubModel, ...]
+Answer = TypeVar("Answer")
 
 
 class Hub:
@@ -84,6 +87,9 @@ class Hub:
         keep_error = timedelta(seconds=RETRY_SECONDS)
         self._cache: Cache[Models] = Cache(
             clock, keep=timedelta(hours=1), keep_error=keep_error, room=MOST_MODELS, weight=len
+        )
+        self._checkpoints: Cache[Checkpoint] = Cache(
+            clock, keep=timedelta(hours=1), keep_error=keep_error, room=MOST_CHECKPOINTS
         )
         self._pool = ThreadPoolExecutor(max_workers=4, thread_name_prefix="hub")
         self._preparing = asyncio.Lock()
@@ -123,10 +129,30 @@ class Hub:
         (model,) = await self._cached(("model", model_id), shown, model_id)
         return model
 
+    async def checkpoint(self, model_id: str) -> Checkpoint:
+        """One model as its files describe it. Raises BadRequest, NotFound, also for a gated one, and NotReady."""
+        check_model_id(model_id)
+
+        def read(api: "HfApi") -> Checkpoint:
+            info = api.model_info(model_id, files_metadata=True, timeout=self.seconds)
+            names = {str(file.rfilename) for file in info.siblings or ()}
+            config, modelopt = (_document(api, model_id, name) if name in names else {} for name in (CONFIG, MODELOPT))
+            weights = bool(loaded(names, ".safetensors") or loaded(names, ".bin"))
+            return Checkpoint(
+                where=f"{self.endpoint}/{model_id}",
+                config=config,
+                modelopt=modelopt,
+                weights=_size(info) if weights or len(loaded(names, ".gguf")) == 1 else None,
+                dtypes=_dtypes(info),
+                gguf=not weights and bool(loaded(names, ".gguf")),
+            )
+
+        return await self._checkpoints.get(model_id, partial(self._ask, read, model_id))
+
     async def _cached(self, key: tuple[Any, ...], work: Callable[["HfApi"], Models], model_id: str = "") -> Models:
         return await self._cache.get(key, partial(self._ask, work, model_id))
 
-    async def _ask(self, work: Callable[["HfApi"], Models], model_id: str) -> Models:
+    async def _ask(self, work: Callable[["HfApi"], Answer], model_id: str) -> Answer:
         """`work` in a thread, for at most `seconds`; the thread itself ends soon after them."""
         if self.offline:
             raise NotReady(
@@ -136,7 +162,7 @@ class Hub:
             )
         api = await self._connected()
 
-        def translated() -> Models:
+        def translated() -> Answer:
             with _translated(self.endpoint, model_id):
                 return work(api)
 
@@ -157,6 +183,7 @@ class Hub:
     def close(self) -> None:
         """Give up what is being asked for."""
         self._cache.close()
+        self._checkpoints.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -224,6 +251,23 @@ def _translated(endpoint: str, model_id: str) -> Iterator[None]:
         raise unreachable(endpoint, "it answers with something that is not the hub's API (a login page?)") from exc
 
 
+def _document(api: "HfApi", model_id: str, name: str) -> dict[str, Any]:
+    """A small file of a model that holds a JSON object; {} where it is not there. In memory only, unlike a download."""
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+    from huggingface_hub.errors import EntryNotFoundError
+
+    headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
+    answer = get_session().get(hf_hub_url(model_id, name, endpoint=api.endpoint), headers=headers)
+    try:
+        hf_raise_for_status(answer)
+    except EntryNotFoundError:
+        return {}
+    found = answer.json()
+    if not isinstance(found, dict):
+        raise TypeError(f"{name} holds no object")
+    return found
+
+
 def _refused(status: int, words: str, endpoint: str, model_id: str) -> OrchestratorError:
     if status == 404:
         return NotFound(_unknown(endpoint, model_id))
@@ -269,6 +313,13 @@ def _model(info: "ModelInfo") -> HubModel:
         parameters=info.safetensors.total if info.safetensors else None,
         size_bytes=_size(info),
     )
+
+
+def _dtypes(info: "ModelInfo") -> dict[str, int]:
+    """Bytes of the tensors by dtype, from the numbers of parameters that the hub reads in the headers."""
+    if not info.safetensors:
+        return {}
+    return {str(kind): int(count * _BYTES.get(kind, 1)) for kind, count in info.safetensors.parameters.items()}
 
 
 def _size(info: "ModelInfo") -> int | None:

@@ -3,7 +3,9 @@
 import asyncio
 import hmac
 import secrets
+import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +13,11 @@ from typing import Any
 
 from orchestrator.confidential import masked
 from orchestrator.config import Plan, resolve, secrets_of
-from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull
+from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull, not_written
 from orchestrator.models import Job, JobState, Service, new_submission_id
 from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.runs import RunFolder
-from orchestrator.schedulers import JobSpec, Scheduler
+from orchestrator.schedulers import JobSpec, Rehearsal, Scheduler
 from orchestrator.script import Target, render, site_secrets
 from orchestrator.settings import Settings, SettingsError, read_token
 from orchestrator.store import Store
@@ -110,7 +112,7 @@ class Services:
         recipe = self.recipes.find(recipe_name)
         plan = resolve(recipe, config, self.settings.site)
         submission_id, now = new_submission_id(), self.clock()
-        script = render(recipe, plan, self.settings.site, self._target(submission_id))
+        script = self.script_of(recipe, plan, submission_id)
         service = Service(
             submission_id=submission_id,
             job=submission_id,
@@ -148,7 +150,7 @@ class Services:
         )
         try:
             recipe = self.recipes.find(service.recipe_name)
-            script = render(recipe, plan_of(service), self.settings.site, self._target(submission_id))
+            script = self.script_of(recipe, plan_of(service), submission_id)
             given = self._given(service, job)
             self.folder(submission_id).write(script, self._secrets(recipe) | given)
         except (NotFound, Invalid, SettingsError) as exc:
@@ -176,6 +178,23 @@ class Services:
                 f"the values of {', '.join(names)} are not in the run folder of the job before it any more ({exc}); "
                 "start the service again"
             ) from exc
+
+    async def rehearse(self, script: str) -> Rehearsal:
+        """What the scheduler says of a script that it is only asked about. Nothing is recorded, and no file stays.
+
+        The folder is of this machine, where sbatch reads the script. Raises StateFull or NotReady where there is none.
+        """
+        with ExitStack() as made:
+            try:
+                path = Path(made.enter_context(tempfile.TemporaryDirectory(prefix="sluicegate-"))) / "job.sh"
+                path.write_text(script, encoding="utf-8")
+            except OSError as exc:
+                raise not_written(Path(tempfile.gettempdir()), exc) from exc
+            return await self.scheduler.rehearse(path)
+
+    def script_of(self, recipe: Recipe, plan: Plan, submission_id: str) -> str:
+        """The script of one job. Raises Invalid for a value that cannot stand in it, else SettingsError."""
+        return render(recipe, plan, self.settings.site, self._target(submission_id))
 
     def _target(self, submission_id: str) -> Target:
         return Target(

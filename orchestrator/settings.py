@@ -46,6 +46,7 @@ class Site(BaseModel):
     extra_directives: list[str] = []  # e.g. ["--exclusive", "--mail-type=FAIL"], put behind ours
     gpu_request: Literal["gres", "gpus-per-node", "gpus"] = "gres"
     gpu_type: str | None = None  # e.g. "a100": --gres=gpu:a100:N
+    gpu_memory_gb: float | None = Field(default=None, gt=0, le=10_000)  # of one GPU, for POST /preflight
     request_memory: bool = True  # False for sites that refuse --mem
     max_time_limit: int = Field(default=7 * 24 * 60, ge=1)  # minutes
     modules: list[str] = []

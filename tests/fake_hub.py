@@ -1,5 +1,7 @@
 """A program that looks like the Hugging Face Hub to huggingface_hub: GET /api/models and /api/models/{id}.
 
+A model's small files are at /{id}/resolve/main/{name}: those that stand under `files` in its description.
+
 With the hub's own ways: fields only where `expand` names them, pages of at most 100 with a Link header, 307 for a
 renamed model, 401 with X-Error-Code for what an anonymous client may not see, sizes of files only with `blobs`.
 """
@@ -95,6 +97,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_badly()
         elif path == "/api/models":
             self.answer_list(query)
+        elif "/resolve/main/" in path:
+            self.answer_file(*path.removeprefix("/").split("/resolve/main/", 1))
         else:
             self.answer_model(path.removeprefix("/api/models/"), query)
 
@@ -133,11 +137,22 @@ class Handler(BaseHTTPRequestHandler):
         elif model_id == "meta-llama/gated":
             self.send(401, {"error": "Access to model is restricted"}, {"X-Error-Code": "GatedRepo"})
         elif found := next((m for m in self.hub.models if m["id"] == model_id), None):
-            self.send(200, found if "blobs" in query else {key: found[key] for key in found if key != "siblings"})
+            hidden = {"files"} if "blobs" in query else {"files", "siblings"}
+            self.send(200, {key: found[key] for key in found if key not in hidden})
         elif self.headers.get("authorization") == f"Bearer {TOKEN}":
             self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
         else:
             self.send(401, {"error": "Invalid username or password."}, {})
+
+    def answer_file(self, model_id: str, name: str) -> None:
+        """Of a gated model everybody may see which files there are, but not what stands in them."""
+        found: JSON = next((m for m in self.hub.models if m["id"] == model_id), {})
+        if found.get("gated"):
+            self.send(403, {"error": "Access to model is restricted"}, {"X-Error-Code": "GatedRepo"})
+        elif name in found.get("files", {}):
+            self.send(200, found["files"][name])
+        else:
+            self.send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
 
     def trickle(self) -> None:
         self.send_response(200)

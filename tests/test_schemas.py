@@ -44,6 +44,7 @@ POINTS = {"points": [{"id": 2, "vector": [0.5, 1], "payload": {"title": "Ulysses
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/services"): {"recipe_name": "vllm-single-node"},
     ("POST", "/services/start"): {"recipe_name": "vllm-single-node"},
+    ("POST", "/preflight"): {"model": "Qwen/Qwen2.5-7B-Instruct"},
     ("POST", "/status"): {"status": "cancelled"},
     ("POST", "/prompt"): {"prompt": "say hello"},
     ("POST", "/chat/completions"): {"model": SERVED, "messages": [{"role": "user", "content": "say hello"}]},

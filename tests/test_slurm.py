@@ -13,12 +13,14 @@ from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
 from orchestrator.schedulers import JobInfo, JobSpec
 from orchestrator.schedulers.slurm import (
+    Output,
     Slurm,
     by_name,
     clean_environment,
     hostnames,
     parse_estimate,
     parse_exit_code,
+    parse_rehearsal,
     parse_sacct,
     parse_sbatch,
     parse_squeue,
@@ -310,6 +312,25 @@ def test_an_estimate_submits_nothing_and_silence_is_none(slurm: FakeSlurm) -> No
         slurm.behave("sbatch", silence)
         assert asyncio.run(slurm.scheduler(timeout=0.2).starts_at(script)) is None
     assert asyncio.run(Slurm(environment={"PATH": "/nonexistent"}).starts_at(script)) is None
+
+
+@pytest.mark.parametrize(
+    ("status", "stderr", "starts", "refusal"),
+    [
+        (0, "sbatch: Job 1 to start at 1795295839 using 1 processors on nodes n1 in partition x", True, ""),
+        (0, "", False, ""),
+        (1, "sbatch: error: Batch job submission failed: Invalid qos", False, "Batch job submission"),
+        (1, "allocation failure: Requested node configuration is not available", False, "allocation failure:"),
+        (1, "sbatch: error: Unable to contact slurm controller (connect failure)", False, ""),
+        (1, "allocation failure: Socket timed out on send/recv operation", False, ""),
+        (1, "", False, "ended with status 1"),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_told_from_silence(status: int, stderr: str, starts: bool, refusal: str) -> None:
+    said = parse_rehearsal(Output(status, "", stderr))
+    assert (said.starts_at is not None, said.refusal.startswith(refusal), bool(said.refusal)) == (
+        starts, True, bool(refusal),
+    )  # fmt: skip
 
 
 def test_no_name_costs_no_call_and_many_names_cost_one(slurm: FakeSlurm) -> None:

@@ -1,4 +1,4 @@
-"""The scheduler, as the rest of the orchestrator sees it: three verbs, one question, and what travels through them.
+"""The scheduler, as the rest of the orchestrator sees it: three verbs, two questions, and what travels through them.
 
 The unit that travels is a bash script in a run folder of its own. To bash, `#SBATCH` lines are comments, so the very
 file that `sbatch` gets also runs as a plain process.
@@ -51,6 +51,17 @@ class JobInfo:
     restarts: int = 0
 
 
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a scheduler says of a script that it is asked about but not given. Both empty: it said nothing.
+
+    `starts_at`: when its job would start, a guess. `refusal`: why it would not be taken, in the scheduler's own words.
+    """
+
+    starts_at: datetime | None = None
+    refusal: str = ""
+
+
 class Scheduler(Protocol):
     """Runs scripts as jobs. Implementations hold no state that a restart would lose."""
 
@@ -80,6 +91,10 @@ class Scheduler(Protocol):
 
         A guess, so that silence is no error.
         """
+        ...
+
+    async def rehearse(self, script: Path) -> Rehearsal:
+        """Whether a job of this script would be taken, and when it would start. Nothing is submitted."""
         ...
 
     async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
-from orchestrator.schedulers import JobInfo, JobSpec
+from orchestrator.schedulers import JobInfo, JobSpec, Rehearsal
 
 # What a job inherits. Everything else stays behind: the orchestrator's own environment may hold tokens.
 _INHERITED = ("PATH", "HOME", "USER", "LANG", "LOGNAME", "SHELL", "TMPDIR", "TERM", "CUDA_VISIBLE_DEVICES")
@@ -196,6 +196,10 @@ class Local:
     async def starts_at(self, script: Path) -> datetime | None:
         """A plain process starts at once."""
         return _datetime(self._clock())
+
+    async def rehearse(self, script: Path) -> Rehearsal:
+        """Nothing is refused here."""
+        return Rehearsal(starts_at=_datetime(self._clock()))
 
     async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:
         """The jobs of these names. Left out: names never submitted, or submitted on another machine with this home

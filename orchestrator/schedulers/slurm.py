@@ -17,7 +17,7 @@ from pathlib import Path
 
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
-from orchestrator.schedulers import JobInfo, JobSpec
+from orchestrator.schedulers import JobInfo, JobSpec, Rehearsal
 
 SEPARATOR = "\x1f"
 FIELDS = (
@@ -82,12 +82,15 @@ class Slurm:
         return parse_sbatch(output.stdout)
 
     async def starts_at(self, script: Path) -> datetime | None:
+        return (await self.rehearse(script)).starts_at
+
+    async def rehearse(self, script: Path) -> Rehearsal:
         try:
             async with asyncio.timeout(_MOST_ESTIMATING):
                 output = await self._run("sbatch", "--test-only", str(script))
         except (TimeoutError, SchedulerUnknown):
-            return None
-        return parse_estimate(output.stderr)
+            return Rehearsal()
+        return parse_rehearsal(output)
 
     async def query(self, names: Collection[str]) -> Mapping[str, JobInfo]:
         if not names:
@@ -214,6 +217,13 @@ def parse_estimate(text: str) -> datetime | None:
     """The start in the words of `sbatch --test-only`: `sbatch: Job 12 to start at 1795295839 using …`."""
     match = re.search(r"\bto start at ([0-9]{1,11})(?!\S)", text)
     return parse_time(match[1]) if match else None
+
+
+def parse_rehearsal(output: Output) -> Rehearsal:
+    """What `sbatch --test-only` has said. Words of a controller that could not be reached are no refusal."""
+    words = _words_of(output)
+    refused = output.status != 0 and not _AMBIGUOUS.search(words)
+    return Rehearsal(starts_at=parse_estimate(output.stderr), refusal=words if refused else "")
 
 
 def parse_squeue(text: str, names: Collection[str] | None = None) -> list[JobInfo]:
