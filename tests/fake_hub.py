@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.checkpoints import QWEN25_7B
+
 JSON = dict[str, Any]
 Mood = Literal[
     "well", "hangs", "trickles", "breaks", "busy", "login page", "sends us away", "refuses the token", "refuses"
@@ -49,6 +51,7 @@ QWEN = model(
         {"rfilename": "consolidated.safetensors", "size": 15_231_271_888, "blobId": "d"},
         {"rfilename": "original/model.safetensors", "size": 1, "blobId": "e"},
     ],
+    files={"config.json": QWEN25_7B},
 )  # fmt: skip
 GPT2 = model("openai-community/gpt2", "GPT2LMHeadModel", 8000, siblings=[{"rfilename": "pytorch_model.bin"}])
 GGUF = model("Qwen/Qwen2.5-7B-Instruct-GGUF", None, 7000, library_name=None, siblings=[])

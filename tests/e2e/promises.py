@@ -443,6 +443,19 @@ def one_model(call: Call, answer: Answer) -> None:
     assert told["size_gb"] == round(told["size_bytes"] / 1e9, 2) > 0
 
 
+def looked_at(call: Call, answer: Answer) -> None:
+    """The real Slurm says when it would start, and has nothing of it afterwards."""
+    told, before = answer.json(), {service["id"] for service in call.api.get("/api/v1/services")}
+    levels = {verdict["check"]: verdict["level"] for verdict in told["verdicts"]}
+    checks = ("model", "architecture", "quantization", "memory", "script", "scheduler")
+    assert (told["ok"], levels) == (True, dict.fromkeys(checks, "ok")), told
+    assert (told["model"], told["engine"], told["script_ok"]) == (call.asked["config"]["model"], "vllm", True)
+    assert told["memory"]["gpus"] == call.asked["config"]["gpu"] and told["memory"]["fits"] is True
+    assert datetime.fromisoformat(told["estimated_start"]).tzinfo
+    call.run().json()
+    assert {service["id"] for service in call.api.get("/api/v1/services")} == before
+
+
 def model_options(call: Call, answer: Answer) -> None:
     options = {option["value"]: option["label"] for option in answer.json()}
     assert options["Qwen/Qwen2.5-7B-Instruct"] == "Qwen/Qwen2.5-7B-Instruct (7.6B)"
@@ -632,6 +645,7 @@ PROMISES = {
     "POST /v1/completions": Promise(completed),
     "GET /version": Promise(version),
     "GET /api/v1/services/{id}/v1/models": Promise(openai_models, LLM),
+    "POST /api/v1/preflight": Promise(looked_at),
     "GET /api/v1/recipes": Promise(recipes),
     "GET /api/v1/recipes/{name}": Promise(recipe),
     "GET /api/v1/recipes/{category}/{name}": Promise(recipe),
