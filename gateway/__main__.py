@@ -38,7 +38,7 @@ def serve(config: Path | None) -> int:
         listener = _listen(settings)
     except (SettingsError, PortError) as exc:
         sys.stderr.write(f"sluice gateway: {exc}\n")
-        return 1
+        return 2 if isinstance(exc, SettingsError) else 1  # a port may be free later
     raise_open_files()
     with listener, open_journal(settings.log_level, settings.log_format):
         return _serve(settings, listener)

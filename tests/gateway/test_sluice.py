@@ -21,11 +21,11 @@ from tests.gateway.sshd import free_port
 pytestmark = pytest.mark.system
 
 
-def test_wrong_settings_are_one_message_and_status_1(
+def test_wrong_settings_are_one_message_and_status_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("GATEWAY_HOST", "0.0.0.0")
-    assert serve(None) == 1
+    assert serve(None) == 2
     said = capsys.readouterr()
     assert (said.out, "GATEWAY_API_KEY" in said.err) == ("", True)
 
