@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -268,9 +268,18 @@ def judge(
         quantization.judge(loader, quantised, version=aim.version, capability=placed.gpu.capability),
         *_complete(checkpoint),
         *_parallelism(aim, placed, None if shape is None else shape.heads),
-        fit.judge(memory, shape, placed, refuses=aim.plan.engine == "vllm"),
+        _softened(aim, loader, quantised, fit.judge(memory, shape, placed, refuses=aim.plan.engine == "vllm")),
     ]
     return verdicts, memory, quantised
+
+
+def _softened(aim: Aim, loader: Loader, quantised: Quantization, verdict: Verdict) -> Verdict:
+    """Weights that the engine itself makes smaller while it loads them are counted as they are in the files."""
+    method = aim.option(loader.option) if loader.option else None
+    if method is None or quantised.method is not None or verdict.level is not Level.ERROR:
+        return verdict
+    text = f"{verdict.message}, before they are made smaller by {loader.option} {method[:60]}"
+    return replace(verdict, level=Level.WARNING, message=text)
 
 
 def _resident(checkpoint: Checkpoint, quantised: Quantization, loader: Loader) -> int | None:

@@ -175,6 +175,10 @@ def test_it_needs_the_scope_of_who_may_start_services(path: str) -> None:
         ({"model": GGUF}, "quantization", "warning", "'gguf'", ""),
         ({"model": GGUF}, "memory", "unknown", "size of the weights is not known", ""),
         ({"model": QWEN, "gpu_memory_gb": 4}, "memory", "error", "4 GB, as the request says", "larger GPUs"),
+        (
+            {"model": QWEN, "gpu_memory_gb": 4, "config": {"vllm_args": ["--quantization", "fp8"]}},
+            "memory", "warning", "made smaller by --quantization fp8", "larger GPUs",
+        ),
         ({"model": QWEN, "config": {"gpu": 3}}, "parallelism", "error", "28 attention heads", "one of 1, 2"),
         ({"model": QWEN, "config": {"tensor_parallel_size": 8}}, "parallelism", "error", "there are 4", ""),
         ({"model": QWEN, "config": {"tensor_parallel_size": 2}}, "parallelism", "warning", "2 would stay idle", ""),

@@ -1,5 +1,8 @@
 """What a config.json says of its quantisation, and which engine loads that."""
 
+import json
+import os
+import subprocess
 from typing import Any
 
 import pytest
@@ -21,6 +24,7 @@ from tests.checkpoints import (
     MODELOPT_NVFP4,
     QWEN25_7B,
 )
+from tests.vllm.fixtures import VllmEnvironment
 
 LOADERS = read_loaders()
 CONFIG, HF = "config.json: quantization_config", "hf_quant_config.json: quantization"
@@ -124,6 +128,29 @@ def test_which_engine_loads_it(
 )
 def test_gguf(engine: str, version: str | None, level: Level) -> None:
     assert judge(LOADERS[engine], quantization_of({}, {}, gguf=True), version=version).level is level
+
+
+ASK_VLLM = """
+import json, vllm
+from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
+methods = [method for method in QUANTIZATION_METHODS if method in json.loads(input())]
+print(json.dumps([vllm.__version__, {name: get_quantization_config(name).get_min_capability() for name in methods}]))
+"""
+
+
+@pytest.mark.vllm
+def test_the_table_is_that_of_vllm(vllm_environment: VllmEnvironment) -> None:
+    known = LOADERS["vllm"]
+    newest = {m: known.methods[m].capability.get(known.versions[-1]) for m in known.methods if m != "auto-round"}
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    done = subprocess.run(
+        [str(vllm_environment.python), "-c", ASK_VLLM], input=json.dumps(list(newest)), env=environment,
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    version, capability = json.loads(done.stdout.splitlines()[-1])
+    assert version.startswith(known.versions[-1])
+    assert capability == {name: least for name, least in newest.items() if least is not None}
 
 
 def test_the_table_agrees_with_itself() -> None:
