@@ -7,7 +7,7 @@ or a folder, and the scheduler, are asked at the same time.
 import asyncio
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -85,6 +85,21 @@ class Aim:
         return None
 
     @property
+    def source(self) -> str | None:
+        """Where the model's files are: a path, or a name on the hub. None where there are none to look at."""
+        if self.plan.engine == "llamacpp":
+            weights = self.set("weights")
+            return str(weights) if weights else None
+        if self.plan.engine == "ollama":
+            on_hub = _OLLAMA_HUB.fullmatch(self.plan.model or "")
+            return on_hub[1] if on_hub else None
+        return self.plan.model
+
+    @property
+    def on_disk(self) -> bool:
+        return (self.source or "").startswith(("/", "~"))
+
+    @property
     def gpus(self) -> int:
         """Of one engine: of a replica, or of all nodes of an engine that spans them."""
         chosen = self.plan.parameters.get("CUDA_VISIBLE_DEVICES")
@@ -143,7 +158,7 @@ async def preflight(
     aim = Aim(recipe, plan, site, fit.gpu_of(site.gpu_type, gpu_memory_gb or site.gpu_memory_gb, said_by))
     async with asyncio.TaskGroup() as group:
         rehearsing = group.create_task(_rehearse(services, aim))
-        finding = group.create_task(_find(hub, services.settings, aim))
+        finding = group.create_task(_find(services, hub, aim))
     (checkpoint, found), (rehearsal, said) = finding.result(), rehearsing.result()
     verdicts, memory, quantised = judge(aim, checkpoint, known)
     every = (*found, *verdicts, *said)
@@ -164,7 +179,8 @@ async def _rehearse(services: Services, aim: Aim) -> tuple[Rehearsal | None, lis
     try:
         script = services.script_of(aim.recipe, aim.plan, new_submission_id())
     except (Invalid, SettingsError) as exc:
-        return None, [Verdict("script", Level.ERROR, f"the job's script cannot be rendered: {exc}")]
+        text = f"the job's script cannot be rendered: {exc}"
+        return None, [Verdict("script", Level.ERROR, text, "see to that first: the service would be refused for it")]
     rendered = Verdict("script", Level.OK, "the job's script can be rendered")
     try:
         rehearsal = await services.rehearse(script)
@@ -183,44 +199,44 @@ def rehearsed(rehearsal: Rehearsal) -> Verdict:
     return Verdict("scheduler", Level.OK, f"the job would start at {rehearsal.starts_at.isoformat()}")
 
 
-async def _find(hub: Hub, settings: Settings, aim: Aim) -> tuple[Checkpoint | None, list[Verdict]]:
+async def _find(services: Services, hub: Hub, aim: Aim) -> tuple[Checkpoint | None, list[Verdict]]:
     """The model's files, wherever the model is. A hub that cannot be asked is replaced by what was fetched before."""
-    read, where = _reader(hub, aim)
-    if read is None:
-        return None, [] if where is None else [where]
+    source = aim.source
+    if source is None:
+        return None, _not_looked_at(aim)
+    if not aim.on_disk and (not _HUB_ID.fullmatch(source) or ".." in source):
+        text = f"{source[:200]!r} is neither a name on the hub nor the whole path of a folder"
+        return None, [Verdict("model", Level.UNKNOWN, text, "name the folder from / on, and it is looked at here")]
     try:
-        return await read(), []
+        return await (_read(Path(source).expanduser()) if aim.on_disk else hub.checkpoint(source)), []
     except NotReady as exc:
-        kept = await _kept(settings, aim)
-        if kept is not None:
-            text = f"the hub cannot be asked; what is said is of the copy in {kept.where}"
-            return kept, [Verdict("model", Level.WARNING, text, "make sure that the copy is complete")]
-        return None, [Verdict("model", Level.UNKNOWN, str(exc), "ask again when the hub can be reached")]
+        kept = None if aim.on_disk else await _kept(services.settings, aim)
+        if kept is None:
+            return None, [Verdict("model", Level.UNKNOWN, str(exc), "ask again later, or start the service as it is")]
+        text = f"the hub cannot be asked; what is said is of the copy in {kept.where}"
+        return kept, [Verdict("model", Level.WARNING, text, "make sure that the copy is complete")]
     except NotFound as exc:
-        return None, [Verdict("model", Level.ERROR, str(exc), "correct the name, or set [site] token_file")]
+        return None, [_absent(aim, str(exc), elsewhere=services.scheduler.name != "local")]
     except OrchestratorError as exc:
         return None, [Verdict("model", Level.ERROR, str(exc), "see to that first: the job would fail in the same way")]
 
 
-def _reader(hub: Hub, aim: Aim) -> tuple[Callable[[], Any] | None, Verdict | None]:
-    """What reads the model of a plan, or why nothing does; neither for an engine without a model of its own."""
-    model = aim.plan.model
-    if aim.plan.engine == "llamacpp":
-        model = str(aim.set("weights") or "")
-    elif aim.plan.engine == "ollama" and model is not None:
-        hub_id = _OLLAMA_HUB.fullmatch(model)
-        if hub_id is None:
-            text = f"{model!r} is a model of Ollama's library, which is not asked"
-            return None, Verdict("model", Level.UNKNOWN, text, "https://ollama.com/library has its size")
-        model = hub_id[1]
-    if not model:
-        return None, None
-    if model.startswith(("/", "~")):
-        return lambda: _read(Path(model).expanduser()), None
-    if not _HUB_ID.fullmatch(model) or ".." in model:
-        text = f"{model[:200]!r} is neither a name on the hub nor the whole path of a folder"
-        return None, Verdict("model", Level.UNKNOWN, text, "name the folder from / on, and it is looked at here")
-    return lambda: hub.checkpoint(model), None
+def _not_looked_at(aim: Aim) -> list[Verdict]:
+    if aim.plan.engine != "ollama":
+        return []
+    text = f"{aim.plan.model!r} is a model of Ollama's library, which is not asked"
+    return [Verdict("model", Level.UNKNOWN, text, "https://ollama.com/library has its size")]
+
+
+def _absent(aim: Aim, words: str, *, elsewhere: bool) -> Verdict:
+    """`elsewhere`: jobs run on other machines, which may see more folders than this one."""
+    if not aim.on_disk:
+        return Verdict(
+            "model", Level.ERROR, words, "correct the name, or name a token that may see it: [site] token_file"
+        )
+    if elsewhere:
+        return Verdict("model", Level.UNKNOWN, words, "correct the path, unless only the compute nodes see it")
+    return Verdict("model", Level.ERROR, words, "correct the path")
 
 
 async def _read(path: Path) -> Checkpoint:

@@ -162,7 +162,7 @@ def test_it_needs_the_scope_of_who_may_start_services(path: str) -> None:
         ({"model": "some/nothing"}, "model", "error", "not found", "token_file"),
         ({"model": GATED}, "model", "error", "is gated", "token_file"),
         ({"model": "../etc"}, "model", "unknown", "neither a name on the hub", "from / on"),
-        ({"model": "/nowhere/model"}, "model", "error", "no model at /nowhere/model", ""),
+        ({"model": "/nowhere/model"}, "model", "unknown", "no model at /nowhere", "only the compute nodes"),
         ({"model": ADAPTER}, "architecture", "unknown", "names no architecture", ""),
         ({"model": OWN_CODE}, "architecture", "warning", "NewForCausalLM", "--trust-remote-code"),
         ({"model": FP8}, "quantization", "ok", "compressed-tensors", ""),
@@ -316,7 +316,9 @@ def test_on_one_machine_it_would_start_at_once(made: Made, tmp_path: Path) -> No
     with _serving(tmp_path / "o", Local(tmp_path / "o"), Site(gpu_memory_gb=24)) as http:
         answer = http.post("/api/v1/preflight", json={"recipe_name": "llamacpp-cpu", "config": {"weights": str(path)}})
         known = http.post("/api/v1/preflight", json={"model": QWEN, "config": {"gpu": 1}}).json()
+        wrong = http.post("/api/v1/preflight", json={"model": "/nowhere/model"}).json()
     small = answer.json()
+    assert (wrong["ok"], verdict(wrong, "model")["next_step"]) == (False, "correct the path")
     assert (small["ok"], small["quantization"]["quant_method"]) == (True, "gguf"), small
     assert abs(datetime.fromisoformat(small["estimated_start"]).timestamp() - datetime.now(UTC).timestamp()) < 60
     assert (known["memory"]["gpu_memory_bytes"], known["memory"]["fits"]) == (24 * GIB, True)
