@@ -15,6 +15,7 @@ RELAYED = (
     "/v1",
     "/jobs",
     "/queue",
+    "/slots",
     "/status",
     "/infra/vast",
     "/tokenize",

@@ -33,11 +33,14 @@ _ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?")
 _ENGINE_ITSELF = re.compile(r"/api(/v1)?(/services)?/vector-db/[^/]+/qdrant/(.*/)?(snapshots|cluster)(/.*)?")
 _USE = re.compile(
     r"/v[12]/.+|/tokenize|/detokenize|/rerank|/score|/pooling|/classify"
+    r"|(/api(/v1)?)?/slots/[^/]+/v[12]/.+"
     r"|/api(/v1)?/services/[^/]+(/v[12]/.+|/tokenize|/detokenize|/rerank|/score|/pooling|/classify)"
     r"|/api(/v1)?(/services)?/vllm/[^/]+/prompt"
     r"|/api(/v1)?(/services)?/vector-db/[^/]+/.+"
 )
-_MANAGE = re.compile(r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/preflight|/jobs(/.*)?")
+_MANAGE = re.compile(
+    r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/preflight|(/api(/v1)?)?/slots(/.*)?|/jobs(/.*)?"
+)
 
 
 def needed(method: str, path: str) -> Scope:

@@ -33,15 +33,29 @@ from orchestrator.inference import Inferences
 from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
+from orchestrator.model_list import ModelList, read_model_list
 from orchestrator.quantization import read_loaders
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
-from orchestrator.routes import groups, health, metrics, models, openai, preflight, recipes, services, vector_db, vllm
+from orchestrator.routes import (
+    groups,
+    health,
+    metrics,
+    models,
+    openai,
+    preflight,
+    recipes,
+    services,
+    slots,
+    vector_db,
+    vllm,
+)
 from orchestrator.routes.shapes import Failure
 from orchestrator.schedulers import Scheduler
 from orchestrator.services import Services
 from orchestrator.settings import Settings
+from orchestrator.slots import Tools, make_slots
 from orchestrator.store import Store, open_store
 from orchestrator.traffic import OTHER, Counted, Traffic
 from orchestrator.watcher import Watcher
@@ -88,10 +102,11 @@ def create_app(
     """An orchestrator. Nothing is opened before its lifespan begins. `lost` is called when another one has taken its
     database."""
     book = RecipeBook([*settings.recipes, builtin_recipes()])
+    listed = read_model_list(settings.models_path)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with opened(settings, scheduler, book, clock, lost) as app.state.orchestrator:
+        async with opened(settings, scheduler, book, listed, clock, lost) as app.state.orchestrator:
             yield
 
     app: FastAPI = FastAPIOffline(
@@ -125,6 +140,7 @@ def _route(app: FastAPI) -> None:
     app.include_router(health.router)
     app.include_router(metrics.own)
     app.include_router(openai.router)
+    app.include_router(slots.router)
     for prefix, documented in (("/api", True), ("/api/v1", False)):
         # Before vllm: its /vllm/{service_id}/… would take their paths.
         app.include_router(models.router, prefix=f"{prefix}/services", include_in_schema=documented)
@@ -145,6 +161,7 @@ def _route(app: FastAPI) -> None:
         app.include_router(preflight.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(slots.router, prefix=prefix, include_in_schema=False)
 
 
 def store_of(settings: Settings, lost: Callable[[str], None] = log.error) -> AbstractAsyncContextManager[Store]:
@@ -158,6 +175,7 @@ async def opened(
     settings: Settings,
     scheduler: Scheduler,
     book: RecipeBook,
+    listed: ModelList,
     clock: Callable[[], datetime],
     lost: Callable[[str], None],
 ) -> AsyncIterator[Orchestrator]:
@@ -185,9 +203,11 @@ async def opened(
             probe_seconds=settings.probe_seconds,
             own_ports=frozenset({settings.port} if settings.host else ()),
         )
+        tools = Tools(work, store, replicas, watcher, clock)
+        places = make_slots(listed, book, tools, timedelta(seconds=settings.wake_hold_seconds))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
-        watching = asyncio.create_task(watcher.run())
+        loops = {asyncio.create_task(watcher.run()), asyncio.create_task(places.run())}
         settle()
         try:
             yield Orchestrator(
@@ -198,6 +218,7 @@ async def opened(
                 services=work,
                 replicas=replicas,
                 watcher=watcher,
+                slots=places,
                 hub=hub,
                 catalogue=read_catalogue(),
                 loaders=read_loaders(),
@@ -207,8 +228,9 @@ async def opened(
                 started_at=clock(),
             )
         finally:
-            watching.cancel()
-            await asyncio.wait({watching})
+            for loop in loops:
+                loop.cancel()
+            await asyncio.wait(loops)
 
 
 def listener_of(app: FastAPI) -> Listener:
@@ -216,7 +238,7 @@ def listener_of(app: FastAPI) -> Listener:
 
     def make_server(application: Application, state: dict[str, Any]) -> Server:
         one: Orchestrator = app.state.orchestrator
-        inferences = Inferences(one.replicas, one.pool, one.watcher.clock, functools.partial(why_none, one))
+        inferences = Inferences(one.replicas, one.pool, one.watcher.clock, functools.partial(why_none, one), one.slots)
         inferences.most_in_flight = one.settings.max_in_flight
         server = Server(
             handle=Dispatch(inferences, application),

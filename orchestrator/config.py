@@ -73,6 +73,10 @@ class Plan(BaseModel):
     replicas_per_node: int = 1
     volume: str | None = None  # the name of the folder that outlives the job
     keep_alive: bool = False  # another job takes over before this one reaches its limit
+    listed: str | None = None  # the model's name in the model list, where it was started from there
+    slot: str | None = None  # the slot that it has
+    image: str | None = None  # of its containers, before the site's and the recipe's
+    price: float | None = None  # of an hour of its job, before that of the site's table
 
     @property
     def served_names(self) -> tuple[str, ...]:

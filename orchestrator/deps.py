@@ -21,6 +21,7 @@ from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.services import Services, plan_of
 from orchestrator.settings import Settings
+from orchestrator.slots import Slots
 from orchestrator.store import Store
 from orchestrator.traffic import Traffic
 from orchestrator.watcher import Watcher
@@ -37,6 +38,7 @@ class Orchestrator:
     services: Services
     replicas: Replicas
     watcher: Watcher
+    slots: Slots
     hub: Hub
     catalogue: Catalogue
     loaders: Mapping[str, Loader]
@@ -113,6 +115,8 @@ async def end(app: Orchestrator, wanted: Wanted, actor: str) -> None:
 async def why_none(app: Orchestrator, group: Group, model: str | None) -> OrchestratorError:
     """Why no replica answers a request: what the service lacks, or which models there are."""
     try:
+        if group.slot is not None:
+            app.slots.find(group.slot)
         if group.service is not None:
             port = "" if group.port is None else f":{group.port}"
             check_ready(app, await find(app, f"{group.service}{port}"))
@@ -122,7 +126,8 @@ async def why_none(app: Orchestrator, group: Group, model: str | None) -> Orches
                 check_ready(app, Wanted(service, job))
     except OrchestratorError as exc:
         return exc
-    names = sorted({name for replica in app.replicas.every() if replica.ready for name in replica.models})
+    answering = {name for replica in app.replicas.every() if replica.ready for name in replica.models}
+    names = sorted(answering | app.slots.offers.keys())
     there = f"there is {', '.join(names)}" if names else "no model answers now; POST /api/v1/services starts one"
     asked = "The request names no model" if model is None else f"The model {model[:200]!r} does not exist"
     return NotFound(f"{asked}; {there}")

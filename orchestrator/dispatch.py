@@ -25,6 +25,7 @@ _SERVICE = re.compile(
     # Clients that are given a base URL ask for some things beside it: without its /v1.
     rb"(/v[12]/.+|/health|/version|/ping|/tokenize|/detokenize|/rerank|/score|/pooling|/classify)"
 )
+_SLOT = re.compile(rb"(?:/api(?:/v1)?)?/slots/([0-9A-Za-z_.-]{1,100})(/v[12]/.+)")
 
 
 class Dispatch:
@@ -66,6 +67,9 @@ def way_of(target: bytes) -> Way:
     path = target.partition(b"?")[0]
     if path in INFERENCE:
         return Way(path.decode(), Group(), target, (b"POST",))
+    if (slot := _SLOT.fullmatch(path)) is not None and slot[2] in INFERENCE:
+        kind = "/slots/{name}" + slot[2].decode()
+        return Way(kind, Group(slot=slot[1].decode()), target[slot.start(2) :], (b"POST",))
     match = _SERVICE.fullmatch(path)
     if match is None:
         return Way()

@@ -8,7 +8,7 @@ from typing import Any
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error",
           429: "rate_limit_error", 503: "service_unavailable_error"}  # fmt: skip
 _MOST_WORDS = 10_000
-_OPENAI = re.compile(r"(/api(/v1)?/services/[^/]+)?/v1(/.*)?")
+_OPENAI = re.compile(r"(/api(/v1)?/services/[^/]+|(/api(/v1)?)?/slots/[^/]+)?/v1(/.*)?")
 _MOST_INFLATED = 1024 * 1024
 
 

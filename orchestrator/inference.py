@@ -11,9 +11,9 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
-from orchestrator.access import BETWEEN_US
+from orchestrator.access import ACTOR, BETWEEN_US
 from orchestrator.asked import Asked, look
 from orchestrator.envelope import envelope, event, in_a_stream, translated
 from orchestrator.errors import BadRequest, NotReady, OrchestratorError
@@ -52,15 +52,33 @@ _OURS = BETWEEN_US | {b"host", b"expect", b"content-length", b"session", b"x-req
 
 @dataclass(frozen=True)
 class Group:
-    """Which replicas are meant: those of a service, by its id or submission id, perhaps only the one on `port`; else
-    all of the model that the body names."""
+    """Which replicas are meant: those of a service, by its id or submission id, perhaps only the one on `port`; those
+    of a slot; else all of the model that the body names."""
 
     service: str | None = None
     port: int | None = None
+    slot: str | None = None
 
 
 Prefixes = dict[tuple[bytes, str], bytes]
 """What the head of a request becomes on its way to a replica (host, key), as far as it is the same for all such."""
+
+
+class Offers(Protocol):
+    """The models that are started when they are asked for."""
+
+    def model_in(self, slot: str, asked: str | None) -> str | None:
+        """Which of its models a request to a slot's URL means; None: the one that is loaded."""
+
+    async def wake(self, slot: str | None, asked: str | None, *, patient: bool, actor: str) -> bool:
+        """Return true when a model answers that did not; false for one that is not offered. Raises OrchestratorError.
+
+        `patient`: the client can be kept waiting as long as it takes.
+        """
+
+    def told(self, slot: str | None, asked: str | None) -> str:
+        """What such a request waits for, "" for nothing."""
+
 
 Explain = Callable[[Group, str | None], Coroutine[Any, Any, OrchestratorError]]
 """Why no replica answers for this service or model: asked only then, because it looks into the database."""
@@ -77,6 +95,7 @@ class Inferences:
     pool: Pool
     clock: Callable[[], datetime]
     explain: Explain
+    offers: Offers | None = None
     most_in_flight: int = 1024
     active: "set[Inference]" = field(default_factory=set)
     _turns: Iterator[int] = field(default_factory=itertools.count)
@@ -87,10 +106,13 @@ class Inferences:
 
     def candidates(self, asked: Asked, wanted: Group, without: Sequence[Replica]) -> list[Replica]:
         """Those that answer now; resting ones only when all rest."""
-        if wanted.service is None:
+        if wanted.service is not None:
+            group = self.replicas.named(wanted.service, wanted.port)
+        elif wanted.slot is None:
             group = self.replicas.serving(asked.model)
         else:
-            group = self.replicas.named(wanted.service, wanted.port)
+            offered = None if self.offers is None else self.offers.model_in(wanted.slot, asked.model)
+            group = self.replicas.in_slot(wanted.slot, offered)
         ready = [r for r in group if r.ready and not r.draining]
         if without:
             ready = [r for r in ready if r not in without]
@@ -137,6 +159,8 @@ class Inference:
     _tail: Tail | None = None  # of that stream
     _held = b""  # what may be the last chunk: passed on when it is clear how the stream has ended
     _silent = 0  # ticks
+    _waits = False  # for its model to be loaded
+    patient = False  # whoever asks waits as long as it takes, also for an answer in one piece
     _over = False
 
     def __init__(
@@ -198,7 +222,7 @@ class Inference:
         """Ask the next replica."""
         candidates = self._all.candidates(self._asked, self._wanted, self._tried)
         if not candidates:
-            self._task = asyncio.get_running_loop().create_task(self._explain())
+            self._task = asyncio.get_running_loop().create_task(self._await_model())
             return
         try:
             replica = self._all.choose(candidates, self._asked)
@@ -275,8 +299,32 @@ class Inference:
         replica.release(self)
         return replica
 
-    async def _explain(self) -> None:
-        error = await self._all.explain(self._wanted, self._asked.model)
+    async def _await_model(self) -> None:
+        """Nobody answers for the model: wait until it is loaded, or say why that will not be."""
+        try:
+            woken = await self._wake()
+        except OrchestratorError as exc:
+            self._tell(exc)
+            return
+        if woken:
+            self._task = None
+            self._next()
+        else:
+            self._tell(await self._all.explain(self._wanted, self._asked.model))
+
+    async def _wake(self) -> bool:
+        offers, wanted, asked = self._all.offers, self._wanted, self._asked
+        if offers is None or wanted.service is not None:
+            return False
+        actor = self._request.header(ACTOR) or b"user"
+        self._waits = True
+        try:
+            patient = self.patient or asked.stream
+            return await offers.wake(wanted.slot, asked.model, patient=patient, actor=actor.decode("latin-1"))
+        finally:
+            self._waits = False
+
+    def _tell(self, error: OrchestratorError) -> None:
         self._task = None
         code = "model_not_found" if error.status == 404 else None
         self._refuse(error.status, str(error), retry_after=error.retry_after, code=code)
@@ -503,9 +551,17 @@ class Inference:
             self._reply.write(head)
             self._events = True
             self._adopt()
-            self._write_chunk(_COMMENT)
+            self._write_chunk(self._words())
         elif self._events and self._at_border() and (self._tail is None or self._tail.between):
-            self._write_chunk(_COMMENT)
+            self._write_chunk(self._words())
+
+    def _words(self) -> bytes:
+        """A comment: what the request waits for, where it does."""
+        offers = self._all.offers
+        if not self._waits or offers is None:
+            return _COMMENT
+        told = offers.told(self._wanted.slot, self._asked.model)
+        return b": %s\n\n" % " ".join(told.split()).encode("ascii", "replace") if told else _COMMENT
 
     def _adopt(self) -> None:
         """The client has a head of ours, of a body in chunks: an engine's head that is here already is not needed."""

@@ -79,6 +79,7 @@ class Recipe(BaseModel):
     port_parameter: str | None = None  # the parameter that overrides ports[0]
     model_parameter: str | None = None  # the parameter that holds the model
     served_name_parameter: str | None = None  # the parameter that renames it for clients
+    source_parameter: str | None = None  # the parameter of the weights where `model_parameter` is only their name
     aliases: bool = False  # whether its engine serves a model under several names
     gpus_per_replica_parameter: str | None = None  # its presence makes the service a replica group
     volume_parameter: str | None = None  # the parameter that names a folder which outlives the job
@@ -101,6 +102,7 @@ class Recipe(BaseModel):
             self.port_parameter,
             self.model_parameter,
             self.served_name_parameter,
+            self.source_parameter,
             self.gpus_per_replica_parameter,
             self.volume_parameter,
         ):

@@ -60,13 +60,15 @@ class Replica:
     ready: bool = False
     problem: str = "the engine has just been started"
     cards: tuple[dict[str, Any], ...] = ()  # what the engine says of its models, each with an `id`
-    models: tuple[str, ...] = ()  # those ids: the names that clients may use
+    models: tuple[str, ...] = ()  # those ids, and its slot: the names that clients may use
     in_flight: int = 0
     last_used: datetime | None = None
     failures: int = 0  # errors in a row
     resting_until: datetime | None = None
     silent_probes: int = 0
     routing: str = DEFAULT  # the policy of its service, see orchestrator.routing
+    slot: str | None = None  # the slot that its service has
+    listed: str | None = None  # its model's name in the model list
     queue: int = 0  # requests that wait inside the engine, by its own metrics
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: "set[Waiting]" = field(default_factory=set)
@@ -86,7 +88,9 @@ class Replica:
         return f"http://{host}:{self.port}"
 
     def serves(self, cards: tuple[dict[str, Any], ...]) -> None:
-        self.cards, self.models = cards, tuple(card["id"] for card in cards)
+        names = tuple(card["id"] for card in cards)
+        self.cards = cards
+        self.models = names if self.slot is None or self.slot in names else (*names, self.slot)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -162,6 +166,10 @@ class Replicas:
             names = {name for replica in self.every() for name in replica.models}
             model = names.pop() if len(names) == 1 else None
         return [r for group in self._all.values() for r in group if model in r.models]
+
+    def in_slot(self, slot: str, listed: str | None) -> Sequence[Replica]:
+        """The replicas of a slot, of this model of the list only or of any."""
+        return [r for r in self.every() if r.slot == slot and listed in (None, r.listed)]
 
     def named(self, identity: str, port: int | None = None) -> Sequence[Replica]:
         """The replicas of a service by its id, its submission id or a job's id; with `port` only that one.

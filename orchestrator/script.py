@@ -230,7 +230,7 @@ def launcher(recipe: Recipe, plan: Plan, site: Site, target: Target, exported: l
     runtime = engine.runtime or site.runtime
     if runtime == "none":
         return []
-    image = engine.image or recipe.image
+    image = plan.image or engine.image or recipe.image
     if image is None:
         raise Invalid(
             f"the site runs engines in {runtime}, but no image is known for {plan.engine}: "

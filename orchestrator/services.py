@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.confidential import masked
 from orchestrator.config import Plan, resolve, secrets_of
 from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull, not_written
+from orchestrator.model_list import Listing
 from orchestrator.models import Job, JobState, Service, new_submission_id
 from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.runs import RunFolder
@@ -37,9 +38,17 @@ class Services:
     _adding: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def start(
-        self, recipe_name: str, config: Mapping[str, Any], *, actor: str, idempotency_key: str | None = None
+        self,
+        recipe_name: str,
+        config: Mapping[str, Any],
+        *,
+        actor: str,
+        idempotency_key: str | None = None,
+        listing: Listing | None = None,
     ) -> tuple[Service, Job]:
         """Render, record, submit. Returns as soon as the scheduler has given an id.
+
+        `listing`: where the model of the service stands in the model list.
 
         Raises NotFound for the recipe, Invalid for a value, Conflict while the same key is being served, StateFull when
         nothing can be recorded, SchedulerError in the scheduler's own words. Exactly once: the row is committed before
@@ -47,7 +56,7 @@ class Services:
         """
         if idempotency_key is not None and (found := await self.store.by_idempotency_key(idempotency_key)):
             return self._again(*found, recipe_name, config)
-        service, job, script, keys = self._prepare(recipe_name, config, idempotency_key)
+        service, job, script, keys = self._prepare(recipe_name, config, idempotency_key, listing)
         folder = self.folder(job.submission_id)
         self.submitting.add(job.submission_id)
         try:
@@ -107,10 +116,13 @@ class Services:
         return all(hmac.compare_digest(kept.get(name, value).encode(), value.encode()) for name, value in given.items())
 
     def _prepare(
-        self, recipe_name: str, config: Mapping[str, Any], idempotency_key: str | None
+        self, recipe_name: str, config: Mapping[str, Any], idempotency_key: str | None, listing: Listing | None
     ) -> tuple[Service, Job, str, dict[str, str]]:
         recipe = self.recipes.find(recipe_name)
         plan = resolve(recipe, config, self.settings.site)
+        if listing is not None:
+            place = {"listed": listing.model, "slot": listing.slot, "image": listing.image, "price": listing.price}
+            plan = plan.model_copy(update=place)
         submission_id, now = new_submission_id(), self.clock()
         script = self.script_of(recipe, plan, submission_id)
         service = Service(

@@ -95,6 +95,9 @@ class Settings(BaseSettings):
     # How long a job that was recorded but never seen may stay so before it is submitted again (after a crash) or
     # given up (after a time-out of sbatch); also how long a job may be unknown to the scheduler before it is lost.
     grace_seconds: float = Field(default=60, ge=0)
+    models: Path | None = None  # the list of the models that are offered, see orchestrator.model_list
+    # For how long a request waits for its model to be loaded before it is told to come back; streams wait for it.
+    wake_hold_seconds: float = Field(default=20, ge=0, le=3600)
     # For how long a cancelled service may go on answering what it was asked before.
     drain_seconds: float = Field(default=30, ge=0, le=3600)
     # Requests that one replica is sent at once; engines queue what they cannot compute yet.
@@ -112,14 +115,7 @@ class Settings(BaseSettings):
     def _colon_separated(cls, value: Any) -> Any:
         return [Path(part) for part in value.split(":") if part] if isinstance(value, str) else value
 
-    @field_validator("database_url")
-    @classmethod
-    def _of_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
-            raise ValueError("it is not a URL of PostgreSQL; write it like postgresql://USER@HOST/DATABASE")
-        return value
-
-    @field_validator("home", "socket", "config", mode="after")
+    @field_validator("home", "socket", "config", "models", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -127,6 +123,12 @@ class Settings(BaseSettings):
     @property
     def socket_path(self) -> Path:
         return self.socket or self.home / "orchestrator.sock"
+
+    @property
+    def models_path(self) -> Path | None:
+        """The model list: the file that is named, else HOME/models.yaml where there is one."""
+        usual = self.home / "models.yaml"
+        return self.models or (usual if usual.is_file() else None)
 
     @property
     def keys_path(self) -> Path:
@@ -188,6 +190,8 @@ def read_settings(config: Path | None = None) -> Settings:
     """
     path = config or (Path(named) if (named := os.environ.get("ORCHESTRATOR_CONFIG")) else None)
     values = read_toml(path) if path else {}
+    if (listed := os.environ.get("MODELS_YAML_PATH")) and "ORCHESTRATOR_MODELS" not in os.environ:
+        values["models"] = listed
     try:
         return Settings(**(values | {"config": path} if path else values))
     except ValidationError as exc:

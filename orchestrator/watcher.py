@@ -54,6 +54,7 @@ class Watcher:
     unrecorded: str = ""  # why what the last turn has learned could not be written down
     last_look: datetime | None = None  # the end of the last turn, whatever it found
     turn_seconds: float = 0.0  # how long it took
+    estimates: Mapping[str, datetime] = field(default_factory=dict)  # when jobs that wait should start, by name
     began: datetime | None = None  # when the loops did
     _keys: dict[str, str] = field(default_factory=dict)
     _retired: dict[str, datetime] = field(default_factory=dict)  # since when, jobs by submission id
@@ -118,8 +119,10 @@ class Watcher:
             self.unrecorded = str(exc)
             raise
         try:
-            known: Mapping[str, JobInfo] | None = await self.scheduler.query([job.name for _, job in rows])
+            answer = await self.scheduler.query([job.name for _, job in rows])
+            known: Mapping[str, JobInfo] | None = answer
             self.stale_since, self.trouble = None, ""
+            self.estimates = {name: info.starts_at for name, info in answer.items() if info.starts_at is not None}
         except SchedulerUnknown as exc:
             # Unknown is not gone: nothing is concluded from silence.
             known, self.trouble = None, str(exc)
@@ -293,6 +296,8 @@ class Watcher:
                 gpus=e.gpus,
                 key=self._key(job.submission_id),
                 routing=plan.routing,
+                slot=plan.slot,
+                listed=plan.listed,
                 health=plan.health,
                 models_path=plan.models,
                 restarts=found.restarts,

@@ -1,7 +1,7 @@
 """What OpenAI's clients ask beside the models' answers: which models there are."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -11,6 +11,7 @@ from orchestrator import __version__
 from orchestrator.deps import App, Orchestrator, check_ready, find
 from orchestrator.errors import NotFound
 from orchestrator.replicas import Replica
+from orchestrator.slots import Slot
 
 
 class Problem(BaseModel):
@@ -27,16 +28,17 @@ of_a_service = APIRouter(tags=["openai"])
 """Below the base URL of one service, where its engine has no answer of its own."""
 
 
-@router.get("/v1/models", summary="List the models that answer now")
+@router.get("/v1/models", summary="List the models that answer, and those that are started when they are asked for")
 async def list_models(app: App) -> dict[str, Any]:
-    """In OpenAI's form, with what each engine says of its model."""
-    return {"object": "list", "data": cards(app, app.replicas.every())}
+    """In OpenAI's form, with what each engine says of its model. `state` is `running`, `loading`, `waiting`,
+    `stopping`, `sleeping` or `failed`; `slot` the place that a model shares with others."""
+    return {"object": "list", "data": cards(app, app.replicas.every(), app.slots)}
 
 
 @router.get("/v1/models/{model_id:path}", summary="Show a model")
 async def show_model(app: App, model_id: str) -> dict[str, Any]:
     """The name may have slashes, encoded or not."""
-    return _named(model_id, cards(app, app.replicas.every()))
+    return _named(model_id, cards(app, app.replicas.every(), app.slots))
 
 
 @of_a_service.get("/services/{service_id}/v1/models/{model_id:path}", summary="Show a model of a service")
@@ -61,13 +63,17 @@ def _named(model_id: str, there: list[dict[str, Any]]) -> dict[str, Any]:
     return known[model_id]
 
 
-def cards(app: Orchestrator, replicas: Sequence[Replica]) -> list[dict[str, Any]]:
-    """One for each model by name, however many of the replicas serve it."""
+def cards(app: Orchestrator, replicas: Sequence[Replica], slots: Iterable[Slot] = ()) -> list[dict[str, Any]]:
+    """One for each model by name, however many of the replicas serve it, and one for each model of the slots."""
     found: dict[str, dict[str, Any]] = {}
     for replica in replicas:
         if replica.ready:
             for card in replica.cards:
-                found.setdefault(card["id"], card)
+                found.setdefault(card["id"], {**card, "state": "running", "slot": replica.slot})
+    for slot in slots:
+        for name in dict.fromkeys([*slot.models, slot.name]):
+            place = {"id": name, "state": slot.state(name if name in slot.models else slot.comes), "slot": slot.name}
+            found[name] = found.get(name, {}) | place
     basis = {"object": "model", "created": int(app.started_at.timestamp()), "owned_by": "sluicegate", "parent": None}
     return [basis | {"root": name} | card for name, card in sorted(found.items())]
 

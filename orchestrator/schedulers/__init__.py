@@ -49,6 +49,7 @@ class JobInfo:
     ended_at: datetime | None = None
     ends_at: datetime | None = None
     restarts: int = 0
+    starts_at: datetime | None = None  # of a job that waits: when the scheduler expects it to start
 
 
 @dataclass(frozen=True)

@@ -259,6 +259,7 @@ def parse_squeue_line(line: str) -> JobInfo | None:
         ended_at=parse_time(ends) if known.ended else None,
         ends_at=None if known.ended else parse_time(ends),
         restarts=_number(restarts, 9) or 0,
+        starts_at=parse_time(started) if known is JobState.PENDING else None,
     )
 
 
