@@ -51,8 +51,11 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Failure:
+    """`status`: of the refusal, where the model was not even submitted."""
+
     at: float
     why: str
+    status: int | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Slot:
         self._wanted: dict[str, Wanted] = {}
         self._failures: dict[str, Failure] = {}
         self._before: str | None = None  # the model that served before
+        self._usual: dict[str, float] = {}  # seconds from the start of a model's last job until it answered
         self._changed = asyncio.Event()
 
     # Asked by requests
@@ -94,8 +98,8 @@ class Slot:
 
         Raises NotReady saying what it waits for, EngineError when the model did not load.
         """
-        if (failure := self._failed_lately(model)) is not None:
-            raise EngineError(failure)
+        if (failure := self._failure(model)) is not None:
+            raise failure
         if sum(len(wanted.waiters) for wanted in self._wanted.values()) >= MOST_WAITING:
             raise NotReady(f"{MOST_WAITING} requests wait for the slot {self.name!r} already; try again")
         waiter = self._enter(model)
@@ -157,7 +161,7 @@ class Slot:
             return {Phase.SERVING: "running", Phase.LOADING: "loading"}.get(self.phase, "stopping")
         if model in self._wanted or (self.wish is not None and self.wish.model == model):
             return "waiting"
-        return "sleeping" if self._failed_lately(model) is None else "failed"
+        return "sleeping" if self._failure(model) is None else "failed"
 
     def told(self, model: str) -> str:
         """What a request for a model waits for, in a sentence."""
@@ -178,18 +182,20 @@ class Slot:
         words = f"job {job.job_id or job.name} is {job.state.value}{f' ({job.reason})' if job.reason else ''}"
         if estimate is not None and not job.state.runs:
             words += f", Slurm expects it to start at {estimate:%Y-%m-%d %H:%M:%SZ}"
-        return f"{words}; loading took {self.last_switch:.0f} s last time" if self.last_switch is not None else words
+        usual = self._usual.get(self.loaded or "")
+        return words if usual is None else f"{words}; from its start it took {usual:.0f} s last time"
 
     def retry_after(self, model: str) -> int:
         """Seconds after which asking again makes sense: what is left of the time that loading took before."""
-        usual = self.last_switch if self.last_switch is not None else _DEFAULT_LOAD
+        usual = self._usual.get(model, _DEFAULT_LOAD)
         loading = model == self.loaded and self.phase is Phase.LOADING
         left = usual - (self._tools.steady() - self._since) if loading else usual
         if self._service is not None and (start := self._tools.watcher.estimates.get(self._service[1].name)):
             left = max(left, (start - self._tools.clock()).total_seconds())
         return int(min(max(left, _LEAST_RETRY), _MOST_RETRY))
 
-    def _failed_lately(self, model: str) -> str | None:
+    def _failure(self, model: str) -> EngineError | None:
+        """Why a model that failed lately is not tried again yet."""
         failure = self._failures.get(model)
         if failure is None:
             return None
@@ -197,7 +203,10 @@ class Slot:
         if left <= 0:
             del self._failures[model]
             return None
-        return f"the model {model!r} did not load: {failure.why}; it is tried again in {left:.0f} s"
+        words = (
+            f"the model {model!r} did not load: {failure.why}; it is not tried again before {left:.0f} s have passed"
+        )
+        return EngineError(words, upstream_status=failure.status)
 
     # The worker
 
@@ -322,6 +331,8 @@ class Slot:
     async def _load(self, model: str) -> None:
         entry = self.models[model]
         log.info("slot %s: loading %s", self.name, model)
+        if (last := await self._tools.store.last_load(model)) is not None:
+            self._usual[model] = max((last[1] - last[0]).total_seconds(), 0)
         self.loaded, self._service = model, None
         self.switches += 1
         self._enter_phase(Phase.LOADING)
@@ -331,7 +342,7 @@ class Slot:
             listing = Listing(model, self.name, entry.backend.image, entry.price)
             self._service = await self._tools.services.start(entry.recipe, config, actor=self._actor, listing=listing)
         except OrchestratorError as exc:
-            self._fail(model, str(exc))
+            self._fail(model, str(exc), exc.status)
             self._enter_phase(Phase.EMPTY)
             self.loaded = None
             return
@@ -353,17 +364,16 @@ class Slot:
             self._looked = now
             self._tools.watcher.wake()
 
-    def _fail(self, model: str, why: str) -> None:
+    def _fail(self, model: str, why: str, status: int | None = None) -> None:
         log.warning("slot %s: %s did not load: %s", self.name, model, why)
-        self._failures[model] = Failure(self._tools.steady(), why)
-        told = self._failed_lately(model) or why
+        self._failures[model] = Failure(self._tools.steady(), why, status)
         for waiter in self._waiters(model):
             if not waiter.done.done():
-                waiter.done.set_exception(EngineError(told))
+                waiter.done.set_exception(self._failure(model) or EngineError(why))
         self._wanted.pop(model, None)
         self.wish = None
         back = self._before if self.policy.on_failure == "previous" else None
-        if back is not None and back != model and not self._wanted and self._failed_lately(back) is None:
+        if back is not None and back != model and not self._wanted and self._failure(back) is None:
             self.wish = Wish(back)
 
     @property

@@ -321,6 +321,21 @@ class Store:
             return [(service, job) for service, job in await session.exec(query.order_by(*order))]
 
     @whole
+    async def last_load(self, listed: str) -> tuple[datetime, datetime] | None:
+        """When the newest job of a listed model that has answered was started, and when it answered first."""
+        query = (
+            select(Job)
+            .join(Service, col(Service.submission_id) == Job.service)
+            .where(col(Service.plan)["listed"].as_string() == listed)
+            .where(col(Job.started_at).is_not(None), col(Job.ready_at).is_not(None))
+            .order_by(col(Job.ready_at).desc())
+            .limit(1)
+        )
+        async with self._session() as session:
+            job = (await session.exec(query)).first()
+        return None if job is None or job.started_at is None or job.ready_at is None else (job.started_at, job.ready_at)
+
+    @whole
     async def tally(self) -> list[Tally]:
         cancelled = col(Service.cancelled_at).is_not(None)
         last = and_(Job.submission_id == Service.job, col(Service.kept).is_(False))

@@ -24,7 +24,13 @@ SOON = 1.0  # seconds from a client's end until its engine works no more
 def there() -> Iterator[Place]:
     if BINARY is None:
         absent("NO SSHD, so no client is tested: apt-get install openssh-server")
-    with place("fake_engine.py") as one:
+    asleep = {
+        "source": {"type": "huggingface_repo", "value": MODEL},
+        "backend": {"vllm_args": ["--load-seconds", "2"]},
+        "config": {"resources": {"gpu": None, "cpu": 1, "memory": "1G"}},
+    }
+    models = {f"asleep-{client}": asleep for client in SDKS}
+    with place("fake_engine.py", models, ORCHESTRATOR_WAKE_HOLD_SECONDS="0.1") as one:
         one.start(MODEL, max_model_len=50)
         yield one
 
@@ -84,6 +90,17 @@ def test_a_client_that_comes_too_early_tries_again_by_itself(there: Place) -> No
         found = list(threads.map(lambda client: ask(there, client, model="late", prompt="hi", retries=6), SDKS))
     for client, one in zip(SDKS, found, strict=True):
         assert one.get("text", "").startswith("hi | "), (client, one)
+
+
+@pytest.mark.parametrize("client", ["openai2", "openai3", "openai-node"])
+def test_a_sleeping_model_is_woken_by_a_stream_and_then_by_the_sdks_own_retry(there: Place, client: str) -> None:
+    model = f"asleep-{client}"
+    streamed = ask(there, client, model=model, prompt="hi", stream=True, timeout=60)
+    assert streamed["text"].startswith("hi | ")
+    assert there.http.post(f"/slots/{model}/switch", json={"model": None}).status_code == 202
+    wait(lambda: bool(there.http.get(f"/slots/{model}").json()["phase"] == "empty"))
+    whole = ask(there, client, model=model, prompt="again", retries=2, timeout=60)
+    assert whole["text"].startswith("again | ")
 
 
 def test_without_retries_a_client_sees_503(there: Place) -> None:

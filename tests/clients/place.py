@@ -52,8 +52,9 @@ def wait(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 @contextlib.contextmanager
-def place(engine: str) -> Iterator[Place]:
-    """From ready to closed. `engine`: the program of tests/ that stands in for vLLM. Nothing of it is left."""
+def place(engine: str, models: dict[str, Any] | None = None, **settings: str) -> Iterator[Place]:
+    """From ready to closed. `engine`: the program of tests/ that stands in for vLLM; `models`: the list of those that
+    are started when they are asked for; `settings`: further variables. Nothing of it is left."""
     with contextlib.ExitStack() as opened:
         home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sg-", dir="/tmp")))
         opened.callback(end_all_in, home)
@@ -61,7 +62,9 @@ def place(engine: str) -> Iterator[Place]:
         sshd = Sshd(home / "ssh")
         opened.callback(sshd.stop)
         sshd.start()
-        environment, port = _environment(home, sshd, engine), free_port()
+        environment, port = _environment(home, sshd, engine) | settings, free_port()
+        (home / "models.yaml").write_text(json.dumps({"models": models or {}}))
+        environment["ORCHESTRATOR_MODELS"] = str(home / "models.yaml")
         opened.enter_context(Child("orchestrator", environment, home / "orchestrator.log"))
         opened.enter_context(Child("gateway", environment | {"GATEWAY_PORT": str(port)}, home / "gateway.log"))
         http = opened.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=30))
