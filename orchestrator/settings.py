@@ -115,6 +115,13 @@ class Settings(BaseSettings):
     def _colon_separated(cls, value: Any) -> Any:
         return [Path(part) for part in value.split(":") if part] if isinstance(value, str) else value
 
+    @field_validator("database_url")
+    @classmethod
+    def _of_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("it is not a URL of PostgreSQL; write it like postgresql://USER@HOST/DATABASE")
+        return value
+
     @field_validator("home", "socket", "config", "models", mode="after")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
