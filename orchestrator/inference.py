@@ -6,9 +6,8 @@ received ─▶ choosing ─▶ asking ─▶ answering ─▶ over
 """
 
 import asyncio
-import itertools
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -39,6 +38,7 @@ MOST_BODY = 256 * 1024 * 1024  # bytes of a request; it is kept until an engine 
 KEEP_ALIVE_TICKS = 15  # of a second each, without a byte from the engine, until a stream's client gets a comment
 MOST_LOST_TICKS = 5  # without a byte from an engine whose health checks fail as well, until its answer counts as broken
 _MOST_PREFIXES = 256
+_MOST_TURNS = 1024  # services and models whose turns are counted
 _UNKNOWN = Asked(None)
 _NAMED = frozenset({b"x-request-id"})
 _REPLACED = frozenset({b"x-request-id", b"content-length"})
@@ -98,7 +98,7 @@ class Inferences:
     offers: Offers | None = None
     most_in_flight: int = 1024
     active: "set[Inference]" = field(default_factory=set)
-    _turns: Iterator[int] = field(default_factory=itertools.count)
+    _turns: dict[str, int] = field(default_factory=dict)
 
     def begin(self, request: Request, reply: Reply, target: bytes, group: Group, prefixes: "Prefixes") -> "Inference":
         """`target` is what the engine is asked for. `prefixes` belongs to the request's head."""
@@ -122,14 +122,23 @@ class Inferences:
             rested = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready
         return rested
 
-    def choose(self, candidates: Sequence[Replica], asked: Asked) -> Replica:
+    def choose(self, candidates: Sequence[Replica], asked: Asked, wanted: Group) -> Replica:
         """Raises NotReady when all have as much to do as they may."""
         free = [r for r in candidates if r.in_flight < self.most_in_flight]
         if not free:
             raise NotReady(f"each replica has {self.most_in_flight} requests under way; try again", retry_after=1)
         if len(free) == 1:
             return free[0]
-        return free[POLICIES[free[0].routing].choose(free, asked, next(self._turns))]
+        return free[POLICIES[free[0].routing].choose(free, asked, self._turn(wanted.service or asked.model or ""))]
+
+    def _turn(self, name: str) -> int:
+        """One more each time for whatever is asked for by this name. With one count for all, clients of two services
+        who ask by turns would each meet the same replica for ever."""
+        turn = self._turns.get(name, 0)
+        if not turn and len(self._turns) >= _MOST_TURNS:
+            self._turns.clear()
+        self._turns[name] = turn + 1
+        return turn
 
     def tick(self) -> None:
         """Called once a second."""
@@ -225,7 +234,7 @@ class Inference:
             self._task = asyncio.get_running_loop().create_task(self._await_model())
             return
         try:
-            replica = self._all.choose(candidates, self._asked)
+            replica = self._all.choose(candidates, self._asked, self._wanted)
         except NotReady as exc:
             self._refuse(429, str(exc), retry_after=exc.retry_after)
             return

@@ -1,10 +1,15 @@
-"""Requests whose replica is gone."""
+"""Requests whose replica is gone; whose turn it is."""
 
 import asyncio
 import contextlib
+import itertools
 import socket
+from collections import Counter
 from datetime import UTC, datetime
 
+import pytest
+
+from orchestrator.asked import Asked
 from orchestrator.errors import NotReady, OrchestratorError
 from orchestrator.inference import Group, Inferences
 from orchestrator.replicas import Replica, Replicas
@@ -38,9 +43,9 @@ class Kept:
     def resume(self) -> None: ...
 
 
-def replica(index: int, port: int) -> Replica:
+def replica(index: int, port: int, service: str = "s") -> Replica:
     made = Replica(
-        submission_id="s", service_id="1", created_at=START, job_id="1", index=index, node="localhost", port=port,
+        submission_id=service, service_id="1", created_at=START, job_id="1", index=index, node="localhost", port=port,
         gpus="", key="", health="/health", models_path=None, ready=True,
     )  # fmt: skip
     made.serves(({"id": "m"},))
@@ -83,3 +88,52 @@ def test_a_refused_connection_sends_all_who_wait_to_the_other_replica_once() -> 
         assert not inferences.active
 
     asyncio.run(work())
+
+
+Ask = tuple[str | None, str | None]  # the model and the service that a request names
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [("m", None), ("n", None)],
+        [(None, "s"), (None, "t")],
+        [("both", None), ("m", None)],
+        [("m", None), (None, "s")],
+        [("m", None), ("both", None), ("n", None)],
+    ],
+    ids=str,
+)
+def test_each_replica_has_its_turn_however_requests_for_others_come_between(asked: list[Ask]) -> None:
+    async def work() -> dict[Ask, Counter[int]]:
+        replicas = Replicas()
+        for service, model, port in (("s", "m", 8001), ("t", "n", 8101)):
+            found = [replica(index, port + index, service) for index in range(2)]
+            for one in found:
+                one.serves(({"id": model}, {"id": "both"}))
+            replicas.update(service, service, found)
+        async with open_pool() as pool:
+            inferences = Inferences(replicas, pool, lambda: START, _why)
+            chosen: dict[Ask, Counter[int]] = {ask: Counter() for ask in asked}
+            for model, service in itertools.islice(itertools.cycle(asked), 40 * len(asked)):
+                group, what = Group(service), Asked(model)
+                port = inferences.choose(inferences.candidates(what, group, ()), what, group).port
+                chosen[model, service][port] += 1
+        return chosen
+
+    for (model, _), ports in asyncio.run(work()).items():
+        expected = 4 if model == "both" else 2
+        assert set(ports.values()) == {40 // expected}, ports
+
+
+def test_the_turns_of_thousands_of_services_are_not_kept() -> None:
+    async def work() -> int:
+        replicas = Replicas()
+        async with open_pool() as pool:
+            inferences = Inferences(replicas, pool, lambda: START, _why)
+            for number in range(3000):
+                pair = [replica(index, 8001 + index, f"s{number}") for index in range(2)]
+                inferences.choose(pair, Asked("m"), Group(f"s{number}"))
+        return len(inferences._turns)
+
+    assert 0 < asyncio.run(work()) <= 1024
