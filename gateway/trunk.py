@@ -202,7 +202,7 @@ Refuse = Callable[[Reply, Unreached], None]
 
 
 class Passage:
-    """The Exchange of a request that waits for a way, or may be sent again; and the Reply in front of the client's."""
+    """The Exchange of a request that waits for a way, or may be sent again."""
 
     def __init__(self, trunk: Trunk, request: Request, head: bytes, reply: Reply, refuse: Refuse) -> None:
         self._trunk, self._request, self._head = trunk, request, head
@@ -211,7 +211,6 @@ class Passage:
         self._size = 0
         self._ended = self._refused = False
         self._inner: Exchange | None = None
-        self._begun = False
         self._again = request.method in REPEATABLE
         self._deadline = asyncio.get_running_loop().time() + trunk.hold_seconds
         self._task: asyncio.Task[None] | None = asyncio.create_task(self._begin(trunk.hold_seconds))
@@ -223,11 +222,11 @@ class Passage:
             self._give_up(exc)
             return
         self._task = None
-        self._inner = inner = self._trunk.begin(self._request, self._head, self)
+        if self._size > _MOST_HELD:
+            self._reply.resume()  # before the rest: what is held may use up the credit, and that pauses again
+        self._inner = inner = self._trunk.begin(self._request, self._head, _Return(self, self._reply))
         for data in self._forget():
             inner.feed(data)
-        if self._size > _MOST_HELD:
-            self._reply.resume()
         if self._ended:
             inner.end()
 
@@ -241,8 +240,6 @@ class Passage:
         held, self._held = self._held, []
         self._trunk.room.bytes -= sum(map(len, held))
         return held
-
-    # The exchange
 
     def feed(self, data: bytes) -> None:
         if self._inner is not None:
@@ -282,7 +279,24 @@ class Passage:
         if self._inner is not None:
             self._inner.resume()
 
-    # The reply
+    def sent_again(self) -> bool:
+        """There was no answer, and no byte of one: whether another is on its way."""
+        if not self._again:
+            return False
+        self._again, self._inner = False, None
+        # A dead link is noticed late, and clients do not wait for ever: what it took counts.
+        left = self._deadline - asyncio.get_running_loop().time()
+        self._task = asyncio.create_task(self._begin(min(self._trunk.hold_seconds, max(left, _AGAIN_SECONDS))))
+        return True
+
+
+class _Return:
+    """The Reply in front of the client's, of one try. To be paused means another thing here than for the Passage: the
+    request's body waits, not the answer."""
+
+    def __init__(self, passage: Passage, reply: Reply) -> None:
+        self._passage, self._reply = passage, reply
+        self._begun = False
 
     def write(self, data: bytes) -> None:
         self._begun = True
@@ -292,13 +306,14 @@ class Passage:
         self._reply.finish()
 
     def cut(self, why: str, *, reached: bool = True) -> None:
-        if self._begun or not self._again:
+        if self._begun or not self._passage.sent_again():
             self._reply.cut(why, reached=reached)
-            return
-        self._again, self._inner = False, None
-        # A dead link is noticed late, and clients do not wait for ever: what it took counts.
-        left = self._deadline - asyncio.get_running_loop().time()
-        self._task = asyncio.create_task(self._begin(min(self._trunk.hold_seconds, max(left, _AGAIN_SECONDS))))
+
+    def pause(self) -> None:
+        self._reply.pause()
+
+    def resume(self) -> None:
+        self._reply.resume()
 
 
 class _Collected:

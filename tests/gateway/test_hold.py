@@ -1,6 +1,7 @@
 """Requests that wait for the link: answered when it is back, refused after a bound, forgotten with their client."""
 
 import asyncio
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,11 +10,12 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway.link import Crowded, LinkState, Unreached
+from gateway.link import Crowded, LinkState, LocalLink, Unreached
 from gateway.settings import Settings
 from gateway.trunk import Passage, Trunk
 from gateway.tunnel import Tunnel
 from orchestrator.wire.http1 import parse_request
+from orchestrator.wire.mux import UPGRADE
 from tests.gateway.fake_orchestrator import FakeOrchestrator
 from tests.gateway.serving import gateway, muxed, served_orchestrator, settings_through, until, until_ready
 from tests.gateway.sshd import Sshd, free_port
@@ -186,6 +188,45 @@ async def test_what_waits_is_bounded(nowhere: Settings) -> None:
         await until(lambda: _holds(trunk.room.requests == 0))
         assert trunk.room.bytes == 0
         trunk.close()
+
+
+async def test_a_large_body_waits_for_credit_also_when_it_came_before_the_connection(folder: Path) -> None:
+    """The orchestrator takes the request and gives no credit: what the client sends would all lie in our memory."""
+    opened, over, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(UPGRADE))
+        writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await reader.readexactly(100)
+        opened.set()
+        await over.wait()
+        writer.transport.abort()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        closed.set()
+
+    path = folder / "orchestrator.sock"
+    async with await asyncio.start_unix_server(serve, path), LocalLink(path) as link, asyncio.timeout(20):
+        trunk, reply = Trunk(link, connect_seconds=5, hold_seconds=5), Answer()
+        passage = Passage(trunk, parse_request(HEAD), HEAD, reply, lambda _, why: None)
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            while not reply.paused and sent < 64 << 20:
+                passage.feed(b"x" * 65536)
+                sent += 65536
+
+        send()
+        assert reply.paused and trunk.room.bytes == sent
+        await opened.wait()
+        assert trunk.room.bytes == 0
+        send()
+        assert reply.paused and sent <= 2 << 20
+        passage.abort()
+        trunk.close()
+        over.set()
+        await closed.wait()
 
 
 async def test_a_waiting_request_shortens_a_long_delay(own_sshd: Sshd, settings: Settings) -> None:
