@@ -210,6 +210,7 @@ def gateway(place: Place, orchestrator: Part, **settings: str) -> Iterator[Part]
         GATEWAY_PORT=str(port),
         GATEWAY_API_KEY=KEY,
         GATEWAY_LOG_LEVEL="warning",
+        GATEWAY_MODELS_FILE=str(place.folder / "models.json"),
         BENCH_COUNTED=str(place.folder),
         **settings,
     )

@@ -74,7 +74,8 @@ def gateway(folder: Path, vllm: dict[str, str]) -> Iterator[httpx2.Client]:
         ORCHESTRATOR_SCHEDULER="local",
         ORCHESTRATOR_SITE=json.dumps(site),
     )
-    ours = environment_of_a_child(GATEWAY_PORT=str(port), GATEWAY_LOCAL_SOCKET=str(socket))
+    kept = str(folder / "models.json")
+    ours = environment_of_a_child(GATEWAY_PORT=str(port), GATEWAY_LOCAL_SOCKET=str(socket), GATEWAY_MODELS_FILE=kept)
     log, cores = folder / "log", os.sched_getaffinity(0)
     try:
         with (

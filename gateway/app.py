@@ -16,11 +16,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway import docs, metrics
-from gateway.door import MODELS, Door
+from gateway.door import Door
 from gateway.guard import Guard
 from gateway.link import Link, LinkState, LocalLink, Unreached
 from gateway.openssh import OpenSsh
 from gateway.problem import Problem, rendered
+from gateway.remembered import MODELS, Remembered, follow
 from gateway.settings import Settings, keys_of
 from gateway.trunk import Trunk
 from orchestrator import __version__
@@ -31,11 +32,7 @@ from orchestrator.wire.hosted import Application
 from orchestrator.wire.listener import Listener
 from orchestrator.wire.server import Server
 
-
-class Remembered:
-    """What the orchestrator has said last, for when it is away."""
-
-    models: bytes | None = None
+_BRIEFLY_SECONDS = 2.0  # for a link that is being opened: what is remembered can wait so long for something newer
 
 
 class State(TypedDict):
@@ -72,6 +69,8 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             trunk = Trunk(link, connect_seconds=settings.connect_seconds, hold_seconds=settings.hold_seconds)
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
+            remembered = Remembered(settings.models_path, time.time)
+            following = asyncio.create_task(follow(remembered, trunk, link, settings.connect_seconds))
             settle()
             try:
                 yield State(
@@ -80,9 +79,12 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
                     settings=settings,
                     registry=registry,
                     traffic=metrics.traffic_in(registry),
-                    remembered=Remembered(),
+                    remembered=remembered,
                 )
             finally:
+                following.cancel()
+                await asyncio.wait({following})
+                remembered.keep()
                 trunk.close()
 
     return Starlette(
@@ -92,6 +94,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             Route("/ready", _ready),
             Route("/metrics", metrics.show_metrics),
             Route(MODELS, _models),
+            Route(MODELS + "/{model_id:path}", _models),
             *docs.routes(),
         ],
         lifespan=lifespan,
@@ -130,21 +133,23 @@ def _rendered(path: str, status: int, text: str) -> bytes:
 
 
 async def _models(request: Request) -> Response:
-    """The models that answer; while the orchestrator is away those that did: clients list them when they start."""
-    state = request.state
-    hold = state.settings.hold_seconds if state.remembered.models is None else 0
+    """The models that answer, or one of them; while the orchestrator is away those that did, and how old that is."""
+    state, path, model_id = request.state, request.scope["raw_path"], request.path_params.get("model_id")
+    known = state.remembered.find(model_id)
+    hold = state.settings.hold_seconds
+    if known is not None:
+        hold = min(hold, _BRIEFLY_SECONDS if state.link.status.state is LinkState.CONNECTING else 0)
     try:
         async with asyncio.timeout(state.settings.connect_seconds + hold):
-            status, body = await state.trunk.ask(b"GET", MODELS.encode(), hold)
+            status, body = await state.trunk.ask(b"GET", path, hold)
     except (Unreached, TimeoutError):
+        if known is not None:
+            stale = {"X-Sluice-Stale": str(state.remembered.age), "Warning": '110 - "stale"'}
+            return Response(json.dumps(known), media_type="application/json", headers=stale)
         link = state.link.status
-        if state.remembered.models is not None:
-            return Response(
-                state.remembered.models, media_type="application/json", headers={"Warning": '110 - "stale"'}
-            )
-        return Problem(MODELS, 503, link.advice, {"Retry-After": str(link.retry_after)}, link.code)
-    if status == HTTPStatus.OK:
-        state.remembered.models = body
+        return Problem(path.decode(), 503, link.advice, {"Retry-After": str(link.retry_after)}, link.code)
+    if status == HTTPStatus.OK and model_id is None:
+        state.remembered.take(body)
     return Response(body, status, media_type="application/json")
 
 

@@ -8,6 +8,7 @@ from gateway import metrics, paths
 from gateway.guard import Guard
 from gateway.link import Crowded, Link, Unreached
 from gateway.problem import rendered
+from gateway.remembered import MODELS
 from gateway.trunk import REPEATABLE, Trunk
 from orchestrator.access import CREDENTIALS, Refusal, acting
 from orchestrator.keys import Key
@@ -20,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _NOT_FURTHER = CREDENTIALS | {b"content-length", b"expect", b"host", b"x-forwarded-host", b"x-request-id"}
 _ALLOW = {"Allow": "GET, HEAD"}
-MODELS = "/v1/models"
 
 
 class Door:
@@ -59,7 +59,7 @@ class Door:
 
     def _answered(self, request: Request, reply: Reply, path: str) -> Exchange | None:
         """What is there for nobody, or answered by the gateway itself."""
-        if request.kind == "own" or (path == MODELS and request.method in (b"GET", b"HEAD")):
+        if request.kind == "own":
             if path in metrics.OWN and request.method not in (b"GET", b"HEAD"):
                 text = f"{path} answers GET, HEAD, not {request.method.decode()[:20]}; see /docs"
                 return _refuse(reply, path, 405, text, _ALLOW)
@@ -70,6 +70,8 @@ class Door:
             paths.check(path)
         except paths.PathError as exc:
             return _refuse(reply, path, 400, str(exc))
+        if (path == MODELS or path.startswith(MODELS + "/")) and request.method in (b"GET", b"HEAD"):
+            return self._application.exchange(request, reply)  # which remembers them
         return None
 
     def _outgoing(self, request: Request, path: str, whose: Key | None) -> bytes:

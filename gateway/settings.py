@@ -3,6 +3,7 @@
 The only module of the package that looks at the environment.
 """
 
+import hashlib
 import ipaddress
 import os
 import shlex
@@ -45,6 +46,8 @@ class Settings(BaseSettings):
     ssh_config: Path | None = None  # None: ~/.ssh/config
     remote_socket: str = ".sluicegate/orchestrator.sock"  # on the login node; a relative path is below its home
     local_socket: Path | None = None  # without a cluster; None: where this machine's orchestrator has it
+    # Which models there were, for when the orchestrator is away; None: in the folder sluicegate of ~/.cache.
+    models_file: Path | None = None
     connect_seconds: float = Field(default=15, gt=0)
     # So many seconds without a word: a keep-alive. After so many unanswered ones the connection is dead: 40 s in all.
     keepalive_seconds: float = Field(default=10, gt=0)
@@ -78,7 +81,13 @@ class Settings(BaseSettings):
     def keys_path(self) -> Path:
         return self.keys_file or _config_folder() / "keys.json"
 
-    @field_validator("config", "ssh_config", "local_socket", "keys_file")
+    @property
+    def models_path(self) -> Path:
+        """One for each orchestrator: what another one had to offer says nothing of this one."""
+        where = f"{self.cluster or ''}\n{self.remote_socket}\n{self.local_socket or ''}"
+        return self.models_file or cache_folder() / f"models-{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
+
+    @field_validator("config", "ssh_config", "local_socket", "keys_file", "models_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
@@ -184,5 +193,5 @@ def _config_folder() -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads that outlive a demo are kept."""
+    """Where is kept what outlives a demo or a gateway, and can be had again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sluicegate"

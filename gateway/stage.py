@@ -56,6 +56,7 @@ class Stage:
             GATEWAY_PORT=str(self._port),
             GATEWAY_LOOPBACK_OPEN="true",  # the user's keys are for the user's own gateway
             GATEWAY_LOCAL_SOCKET=str(home / "orchestrator.sock"),
+            GATEWAY_MODELS_FILE=str(home / "models.json"),
         )
 
     def check(self) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import OrchestratorError
+from orchestrator.private import put
 
 log = logging.getLogger(__name__)
 
@@ -164,17 +165,9 @@ def changing(path: Path) -> Iterator[list[Key]]:
 
 
 def _write(path: Path, keys: Sequence[Key]) -> None:
-    """By rename, 0600 from the first byte, so that nobody ever sees half a file or an open one."""
-    temporary = path.with_name(path.name + ".tmp")
     content = {"version": _VERSION, "keys": [shown(key) | {"sha256": key.hash} for key in keys]}
     try:
-        temporary.unlink(missing_ok=True)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="utf-8") as file:  # noqa: PTH123 - a descriptor, not a path
-            json.dump(content, file, indent=1)
-            file.flush()
-            os.fsync(fd)
-        temporary.rename(path)
+        put(path, json.dumps(content, indent=1))
     except OSError as exc:
         raise KeysError(f"cannot write keys to {path}: {exc}; choose another file with --file") from exc
 

@@ -96,6 +96,7 @@ def _environment(home: Path, port: int, hub: str) -> dict[str, str]:
         ORCHESTRATOR_PROBE_SECONDS="0.2",
         GATEWAY_PORT=str(port),
         GATEWAY_LOCAL_SOCKET=str(home / "o.sock"),
+        GATEWAY_MODELS_FILE=str(home / "models.json"),
     )
     return inherited | {"HOME": str(home), "PATH": PATH, "HF_ENDPOINT": hub, "NO_PROXY": "*"}
 

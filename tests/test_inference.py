@@ -107,11 +107,11 @@ Ask = tuple[str | None, str | None]  # the model and the service that a request 
 def test_each_replica_has_its_turn_however_requests_for_others_come_between(asked: list[Ask]) -> None:
     async def work() -> dict[Ask, Counter[int]]:
         replicas = Replicas()
-        for service, model, port in (("s", "m", 8001), ("t", "n", 8101)):
-            found = [replica(index, port + index, service) for index in range(2)]
+        for name, own, port in (("s", "m", 8001), ("t", "n", 8101)):
+            found = [replica(index, port + index, name) for index in range(2)]
             for one in found:
-                one.serves(({"id": model}, {"id": "both"}))
-            replicas.update(service, service, found)
+                one.serves(({"id": own}, {"id": "both"}))
+            replicas.update(name, name, found)
         async with open_pool() as pool:
             inferences = Inferences(replicas, pool, lambda: START, _why)
             chosen: dict[Ask, Counter[int]] = {ask: Counter() for ask in asked}

@@ -66,6 +66,7 @@ def halves(home: Path, port: int) -> Iterator[httpx2.Client]:
         ORCHESTRATOR_PROBE_SECONDS="0.1",
         GATEWAY_PORT=str(port),
         GATEWAY_LOCAL_SOCKET=str(home / "orchestrator.sock"),
+        GATEWAY_MODELS_FILE=str(home / "models.json"),
     )
     with ExitStack() as opened:
         opened.callback(end_all_in, home)

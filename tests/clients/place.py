@@ -84,6 +84,7 @@ def _environment(home: Path, sshd: Sshd, engine: str) -> dict[str, str]:
         ORCHESTRATOR_POLL_SECONDS="0.2",
         ORCHESTRATOR_PROBE_SECONDS="0.2",
         GATEWAY_CLUSTER="login",
+        GATEWAY_MODELS_FILE=str(home / "models.json"),
         GATEWAY_SSH_CONFIG=str(sshd.configure(home)),
         GATEWAY_REMOTE_SOCKET=str(home / "o.sock"),
         GATEWAY_BACKOFF_MAX_SECONDS="0.2",

@@ -203,6 +203,7 @@ class Deployment:
                     "GATEWAY_SSH_CONFIG": str(self.cluster.ssh_config),
                     "GATEWAY_REMOTE_SOCKET": str(self.socket),
                     "GATEWAY_BACKOFF_MAX_SECONDS": "2",
+                    "GATEWAY_MODELS_FILE": str(self.cluster.root / "models.json"),
                     **self.gateway_environment,
                 },
                 cwd=REPOSITORY,

@@ -10,18 +10,28 @@ from starlette.types import Message, Receive, Scope, Send
 
 
 class FakeOrchestrator:
-    """`left` has the names of the slow answers whose client went away; `seen` the requests, as method and raw path."""
+    """`left` has the names of the slow answers whose client went away; `seen` the requests, as method and raw path.
+
+    Not among them is the list of models, which a gateway asks for when it likes: `listed` counts that, and `models` is
+    what it says then.
+    """
 
     def __init__(self) -> None:
         self.left: asyncio.Queue[str] = asyncio.Queue()
         self.arrived: asyncio.Queue[str] = asyncio.Queue()
         self.proceed: asyncio.Queue[None] = asyncio.Queue()
         self.seen: list[tuple[str, str]] = []
+        self.listed = 0
+        self.models: object = {"object": "list", "data": []}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         path = scope["raw_path"].decode()
+        if path == "/v1/models":
+            self.listed += 1
+            await _json(send, 200, self.models)
+            return
         self.seen.append((scope["method"], path))
         answers = {
             "/health": self._health, "/ready": self._health, "/api/echo": self._echo, "/v1/stream": self._stream,

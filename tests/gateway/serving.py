@@ -33,6 +33,7 @@ def settings_through(sshd: Sshd, folder: Path) -> Settings:
         cluster="login",
         ssh_config=sshd.configure(folder),
         remote_socket=str(folder / "orchestrator.sock"),
+        models_file=folder / "models.json",
         backoff_min_seconds=0.05,
         backoff_max_seconds=0.2,
     )
