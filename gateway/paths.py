@@ -18,11 +18,17 @@ RELAYED = (
     "/slots",
     "/status",
     "/infra/vast",
+    "/version",
     "/tokenize",
     "/detokenize",
-    "/version",
+    "/rerank",
+    "/v2/rerank",
+    "/score",
+    "/pooling",
+    "/classify",
 )
-"""What is passed on: these paths and everything below them. Clients of an OpenAI base URL also call the last four."""
+"""What is passed on: these paths and everything below them. Clients of an OpenAI base URL also call those from /version
+on, beside it."""
 
 # Below these a model's name with its slash is one segment: openai and huggingface_hub send it as %2F.
 _NAMES = re.compile(

@@ -3,6 +3,7 @@
 import pytest
 
 from gateway.paths import PathError, check, is_relayed, to_client, to_orchestrator
+from orchestrator.dispatch import INFERENCE, OF_A_SERVICE
 
 TABLE = [
     ("POST", "/api/v1/services", "POST", "/api/services/start"),
@@ -36,6 +37,19 @@ def test_table(method: str, path: str, there_method: str, there_path: str) -> No
 def test_the_orchestrator_s_own_paths_pass_unchanged() -> None:
     assert to_orchestrator("POST", "/api/services/start") == ("POST", "/api/services/start")
     assert to_client("GET", "/api/v1/services") == ("GET", "/api/v1/services")
+
+
+@pytest.mark.parametrize("path", sorted(path.decode() for path in INFERENCE))
+def test_whatever_names_a_model_is_passed_on(path: str) -> None:
+    check(path)
+    assert is_relayed(path)
+    assert to_orchestrator("POST", path) == ("POST", path)
+
+
+@pytest.mark.parametrize("path", sorted(path.decode() for path in INFERENCE | OF_A_SERVICE))
+def test_so_is_what_one_service_is_asked(path: str) -> None:
+    check(f"/api/v1/services/42{path}")
+    assert is_relayed(f"/api/v1/services/42{path}")
 
 
 @pytest.mark.parametrize(
