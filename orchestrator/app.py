@@ -248,7 +248,9 @@ def listener_of(app: FastAPI) -> Listener:
             tick=inferences.tick,
             most=most_connections(one.settings.max_connections),
         )
-        server.remote = remote(server, Keys(one.settings.keys_path if one.settings.host else None))
+        server.remote = by_tcp = remote(server, Keys(one.settings.keys_path if one.settings.host else None))
+        # Those of the data path are no business of the application, which counts its own only.
+        one.traffic.in_flight.set_function(lambda: server.in_flight + by_tcp.in_flight)
         return server
 
     return Listener(make_server)

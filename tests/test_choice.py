@@ -123,6 +123,26 @@ def test_a_cancelled_service_goes_on_with_its_stream_and_begins_none(there: Plac
     wait(lambda: bool(there.http.get(f"/api/v1/services/{service}").json()["job"]["state"] == "CANCELLED"))
 
 
+def under_way(client: httpx2.Client) -> int:
+    """Requests that the orchestrator is answering, by its metrics: this one, too."""
+    found = re.search(r"^sluice_requests_in_flight (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    assert found is not None
+    return int(float(found[1]))
+
+
+def test_what_a_model_is_answering_shows_in_the_metrics(there: Place) -> None:
+    there.start("counted")
+    wait(lambda: under_way(there.direct) == 1)
+    asked = body("counted", "delay 0.5", stream=True)
+    with (
+        there.http.stream("POST", "/v1/chat/completions", json=asked) as through,
+        there.direct.stream("POST", "/v1/chat/completions", json=asked) as direct,
+    ):
+        assert (through.status_code, direct.status_code) == (200, 200)
+        wait(lambda: under_way(there.direct) == 3)
+    wait(lambda: under_way(there.direct) == 1)
+
+
 @pytest.fixture(scope="module")
 def narrow() -> Iterator[Place]:
     """Where each replica gets one request at a time."""
