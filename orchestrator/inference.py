@@ -38,6 +38,7 @@ MOST_BODY = 256 * 1024 * 1024  # bytes of a request; it is kept until an engine 
 KEEP_ALIVE_TICKS = 15  # of a second each, without a byte from the engine, until a stream's client gets a comment
 MOST_LOST_TICKS = 5  # without a byte from an engine whose health checks fail as well, until its answer counts as broken
 _MOST_PREFIXES = 256
+_MOST_REFUSAL = 1024 * 1024  # bytes of an engine's error; what comes behind them is dropped
 _MOST_TURNS = 1024  # services and models whose turns are counted
 _UNKNOWN = Asked(None)
 _NAMED = frozenset({b"x-request-id"})
@@ -157,6 +158,7 @@ class Inference:
     _task: asyncio.Task[None] | None = None  # connecting, or explaining
     _reused = False  # the connection had been idle
     _refusal: tuple[Response, list[bytes]] | None = None  # an error that is being received
+    _refusal_size = 0
     _spare: tuple[Response, list[bytes]] | None = None  # an error that is the answer if no replica has another
     _begun = False  # something has been sent to the client, perhaps only comments
     _passed = False  # something of an engine's answer has
@@ -370,7 +372,7 @@ class Inference:
     def answered(self, response: Response, head: bytes) -> None:
         self._response = response
         if response.status >= 400:
-            self._refusal = response, []
+            self._refusal, self._refusal_size = (response, []), 0
             return
         self._take_success()
         self._chunked = response.chunked
@@ -396,7 +398,10 @@ class Inference:
 
     def data(self, data: bytes) -> None:
         if self._refusal is not None:
-            self._refusal[1].append(data)
+            data = data[: _MOST_REFUSAL - self._refusal_size]
+            self._refusal_size += len(data)
+            if data:
+                self._refusal[1].append(data)
             return
         self._silent = 0
         if self._tail is not None:

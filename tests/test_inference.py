@@ -1,9 +1,11 @@
-"""Requests whose replica is gone; whose turn it is."""
+"""Requests whose replica is gone, or says no at great length; whose turn it is."""
 
 import asyncio
 import contextlib
 import itertools
+import json
 import socket
+import tracemalloc
 from collections import Counter
 from datetime import UTC, datetime
 
@@ -88,6 +90,47 @@ def test_a_refused_connection_sends_all_who_wait_to_the_other_replica_once() -> 
         assert not inferences.active
 
     asyncio.run(work())
+
+
+@pytest.mark.parametrize("framing", [b"transfer-encoding: chunked", b"content-length: 33554432", b"connection: close"])
+def test_of_an_endless_error_only_the_beginning_is_kept(framing: bytes) -> None:
+    """32 MiB of it: the client gets what a person would read, and the rest lies in nobody's memory."""
+    piece = b"no and " * 9362 + b"no"
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(_BODY)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n\r\n" % framing)
+        for _ in range(512):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece) if b"chunked" in framing else piece)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n" if b"chunked" in framing else b"")
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def work() -> bytes:
+        server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+        replicas, reply = Replicas(), Kept()
+        replicas.update("s", "s", [replica(0, server.sockets[0].getsockname()[1])])
+        async with server, open_pool() as pool, asyncio.timeout(60):
+            inferences = Inferences(replicas, pool, lambda: START, _why)
+            exchange = inferences.begin(parse_request(_HEAD), reply, b"/v1/completions", Group(), {})
+            exchange.feed(_BODY)
+            exchange.end()
+            await reply.done.wait()
+        return reply.data
+
+    assert len(piece) == 65536
+    tracemalloc.start()
+    try:
+        head, _, body = asyncio.run(work()).partition(b"\r\n\r\n")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert head.startswith(b"HTTP/1.1 400 ") and b"content-length: %d" % len(body) in head
+    message = json.loads(body)["error"]["message"]
+    assert message.startswith("no and no and") and len(message) <= 10_000
+    assert peak < 8 << 20, peak
 
 
 Ask = tuple[str | None, str | None]  # the model and the service that a request names
