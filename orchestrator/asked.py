@@ -10,6 +10,8 @@ import msgspec
 from orchestrator.errors import BadRequest
 
 _PREFIX = 2048  # bytes of a prompt that tell whether two begin alike
+_WORDS = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings, the last perhaps cut off, and brackets
+_OF_A_USER = re.compile(rb'"role"\s*:\s*"user"')
 _FORM_MODEL = re.compile(rb'name="model"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]{1,1000})\r\n')
 _FORM_STREAM = re.compile(rb'name="stream"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(?i:true)\r\n')
 
@@ -24,13 +26,15 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class _Body(msgspec.Struct):
-    """A JSON body. `messages`, `prompt` and `input` stay as they are."""
+    """A JSON body. What a prompt is made of stays as it is: `instructions` and `system` stand before the rest."""
 
     model: str | None = None
     stream: bool | None = None
     messages: msgspec.Raw = msgspec.Raw(b"")
     prompt: msgspec.Raw = msgspec.Raw(b"")
     input: msgspec.Raw = msgspec.Raw(b"")
+    instructions: msgspec.Raw = msgspec.Raw(b"")
+    system: msgspec.Raw = msgspec.Raw(b"")
     prompt_cache_key: str | None = None
 
 
@@ -48,7 +52,25 @@ def look(content_type: bytes, body: bytes, session: bytes = b"") -> Asked:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRequest(f"the body is not what an OpenAI endpoint takes: {exc}") from exc
     begin = bytes(memoryview(found.messages or found.prompt or found.input)[:_PREFIX])
+    if found.instructions or found.system:
+        begin = (bytes(memoryview(found.instructions or found.system)[:_PREFIX]) + begin)[:_PREFIX]
     return Asked(found.model, bool(found.stream), session or (found.prompt_cache_key or "").encode(), begin)
+
+
+def opening(prefix: bytes) -> bytes:
+    """What all turns of a conversation have in common: its prompt up to the end of the user's first message, if that is
+    within what is looked at; else all of it. Called where it matters only: looking at each message takes a while."""
+    depth = begin = 0
+    for word in _WORDS.finditer(prefix):
+        if word[0] in (b"[", b"{"):
+            depth += 1
+            if depth == 2:
+                begin = word.start()
+        elif word[0] in (b"]", b"}"):
+            depth -= 1
+            if depth == 1 and _OF_A_USER.search(prefix, begin, word.end()):
+                return prefix[: word.end()]
+    return prefix
 
 
 def _look_at_form(body: bytes, session: bytes) -> Asked:

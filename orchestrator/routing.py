@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from orchestrator.asked import Asked
+from orchestrator.asked import Asked, opening
 
 # With `prefix` a replica may have so many times the others' load before its requests go elsewhere.
 _MOST_IMBALANCE = 1.25
@@ -50,9 +50,10 @@ def prefix(candidates: Sequence[Candidate], asked: Asked, turn: int) -> int:
     """The one that has seen this prompt's beginning before, unless it has much more to do than the others.
 
     Rendezvous hashing: each pair of a beginning and a replica has a score, the highest wins, so that a replica that
-    goes or comes moves only its own share. With a session its name takes the place of the beginning.
+    goes or comes moves only its own share. A conversation's beginning ends with the user's first message, so that its
+    next turn meets the same replica. With a session its name takes the place of the beginning.
     """
-    key = asked.session or asked.prefix
+    key = asked.session or opening(asked.prefix)
     if not key:
         return least_loaded(candidates, asked, turn)
     most = max(_NOTHING, _MOST_IMBALANCE * (1 + sum(c.in_flight for c in candidates)) / len(candidates))

@@ -1,11 +1,12 @@
 """Which replica a request goes to."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass
 
 import pytest
 
-from orchestrator.asked import Asked, look
+from orchestrator.asked import Asked, look, opening
 from orchestrator.errors import BadRequest
 from orchestrator.replicas import queue_in
 from orchestrator.routing import POLICIES, least_loaded, prefix, round_robin
@@ -81,6 +82,9 @@ def test_a_session_counts_more_than_a_beginning() -> None:
          Asked("a/b", True, b"", b'[{"role": "user", "content": "hi"}]')),
         (b'{"prompt": "x", "model": "m", "stream": false}', Asked("m", False, b"", b'"x"')),
         (b'{"input": ["x"], "model": "m", "prompt_cache_key": "k"}', Asked("m", False, b"k", b'["x"]')),
+        (b'{"instructions": "be brief", "input": "x"}', Asked(None, False, b"", b'"be brief""x"')),
+        (b'{"system": [{"text": "s"}], "messages": []}', Asked(None, False, b"", b'[{"text": "s"}][]')),
+        (b'{"input": "x", "instructions": "' + b"i" * 3000 + b'"}', Asked(None, False, b"", b'"' + b"i" * 2047)),
         (b'{"messages": 7}', Asked(None, False, b"", b"7")),
         (b'{"model": null, "stream": null}', Asked(None)),
         (b' \n{"model": "\\u00e4", "other": {"model": "inner"}}', Asked("\u00e4")),
@@ -88,6 +92,56 @@ def test_a_session_counts_more_than_a_beginning() -> None:
 )  # fmt: skip
 def test_what_is_looked_at_in_a_body(body: bytes, asked: Asked) -> None:
     assert look(b"application/json", body) == asked
+
+
+def said(role: str, content: object = "hi") -> dict[str, object]:
+    return {"content": content, "role": role}
+
+
+HISTORY: list[list[dict[str, object]]] = [
+    [said("user")],
+    [said("system", "be brief"), said("user", 'with "}" and \\"role\\": \\"user\\"}] in it \\')],
+    [said("system", [{"type": "text", "text": "a"}]), said("user", [{"type": "text", "text": "b"}, {"x": [{}]}])],
+    [said("system", "x" * 1900), said("user", "y" * 300)],
+    [said("user", "y" * 3000)],
+    [said("developer", "\u00e4" * 100), said("user", "\u00f6")],
+]
+
+
+@pytest.mark.parametrize("field", ["messages", "input"])
+@pytest.mark.parametrize("first", HISTORY)
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":")])
+def test_each_turn_of_a_conversation_meets_the_same_replica(
+    field: str, first: list[dict[str, object]], separators: tuple[str, str]
+) -> None:
+    candidates = loads(0, 0, 0, 0, 0, 0, 0, 0)
+    history, chosen, keys = list(first), set(), set()
+    for turn in range(6):
+        body = {"model": "m", "system": "of Anthropic's", field: history}
+        asked = look(b"application/json", json.dumps(body, separators=separators).encode())
+        chosen.add(prefix(candidates, asked, turn))
+        keys.add(opening(asked.prefix))
+        history += [said("assistant", f"answer {turn}"), said("user", f"and {turn}?")]
+    assert (len(chosen), len(keys)) == (1, 1)
+    other = look(b"application/json", json.dumps({field: [said("user", "something else")]}).encode())
+    assert opening(other.prefix) not in keys
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [
+        (b"", b""),
+        (b'"a text with [{\\"role\\": \\"user\\"}]"', b'"a text with [{\\"role\\": \\"user\\"}]"'),
+        (b'[{"role":"system","content":"a"}]', b'[{"role":"system","content":"a"}]'),
+        (b'[{"role":"user","content":"a"},{"role"', b'[{"role":"user","content":"a"}'),
+        (b'"be brief"[{"role":"user"}]', b'"be brief"[{"role":"user"}'),
+        (b'[{"role":"user","content":"cut off }]', b'[{"role":"user","content":"cut off }]'),
+        (b"]]}}[{", b"]]}}[{"),
+        (b"[1, 2, [3, 4]]", b"[1, 2, [3, 4]]"),
+    ],
+)
+def test_a_conversation_begins_with_the_user_s_first_message(begin: bytes, expected: bytes) -> None:
+    assert opening(begin) == expected
 
 
 @pytest.mark.parametrize(
