@@ -28,6 +28,7 @@ from bench.parts import Place
 from bench.processes import end_well_when_told, open_files, resident_megabytes
 
 SECONDS = 1800.0
+STREAMS = 1100  # more than a login's limit of open files
 _CLIENTS = 24
 _KILLS = 7  # an engine that dies again and again is started after 1, 2, 4, 8 s: more would be waiting
 _WARM_SECONDS = 3.0
@@ -227,15 +228,30 @@ def many_streams(chain: Chain, place: Place, count: int) -> Figures:
     return resident
 
 
+def table_of(outcome: Outcome, streams: Figures) -> str:
+    """What both processes held before and after, for docs/performance.md. `streams`: MB with so many open at once."""
+    lines = [
+        f"| process | tasks | open files | Python objects | MB | MB with {STREAMS:,} streams |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, before in outcome.before.items():
+        after = outcome.after[name]
+        pairs = [(vars(before)[key], vars(after)[key]) for key in ("tasks", "files", "objects", "megabytes")]
+        cells = [f"{was:,.0f} → {now:,.0f}" for was, now in pairs]
+        lines.append(f"| {name} | {' | '.join(cells)} | {streams[name]:,.0f} |")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str]) -> int:
     seconds = float(arguments[0]) if arguments else SECONDS
     end_well_when_told()
     with chain_up() as (chain, place):
         outcome = Soak(chain, place, seconds).run()
+    with chain_up() as (chain, place):  # one whose engines have not been killed
+        streams = many_streams(chain, place, STREAMS)
     for what, number in sorted(outcome.counts.items()):
         print(f"{number:>9} {what}")
-    for name, before in outcome.before.items():
-        print(f"{name}: before {before}, after {outcome.after[name]}")
+    print(f"\nBefore → after {seconds:g} s of load:\n\n{table_of(outcome, streams)}\n")
     for problem in outcome.problems:
         print(f"PROBLEM: {problem}")
     return 1 if outcome.problems else 0

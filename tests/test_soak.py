@@ -16,7 +16,6 @@ from tests.gateway.sshd import BINARY
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 SECONDS = 60.0
-STREAMS = 1100  # more than a login's limit of open files
 _MOST_MEGABYTES = 300  # of each process, with 1,000 streams open
 
 
@@ -46,6 +45,14 @@ def test_nothing_hangs_is_wrong_or_is_left_behind(chain: tuple[Chain, Place]) ->
 
 
 def test_a_thousand_streams_are_neither_lost_nor_cut(chain: tuple[Chain, Place]) -> None:
-    megabytes = soak.many_streams(*chain, STREAMS)
+    megabytes = soak.many_streams(*chain, soak.STREAMS)
     print({name: round(value, 1) for name, value in megabytes.items()})
     assert all(value < _MOST_MEGABYTES for value in megabytes.values()), megabytes
+
+
+def test_the_table_has_what_was_held_before_and_after() -> None:
+    before, after = soak.Held(7, 21, 120_400, 70.2), soak.Held(7, 22, 121_000, 74.6)
+    outcome = soak.Outcome(before={"gateway": before}, after={"gateway": after})
+    assert soak.table_of(outcome, {"gateway": 131.4, "sshd": 20.0}).splitlines()[-1] == (
+        "| gateway | 7 → 7 | 21 → 22 | 120,400 → 121,000 | 70 → 75 | 131 |"
+    )
