@@ -3,16 +3,15 @@
 import json
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.curls import Curl, CurlError, curls
+from tests.curls import DOCUMENTS, REPOSITORY, Curl, CurlError, curls
 from tests.e2e.promises import PLACE, Answer, promise_of
 
-REPOSITORY = Path(__file__).parents[1]
-PAGE = (REPOSITORY / "docs" / "api.md").read_text(encoding="utf-8")
-API = curls("api.md", PAGE)
+PAGES = {document.name: document.read_text(encoding="utf-8") for document in DOCUMENTS}
+CURLS = [curl for name, page in PAGES.items() for curl in curls(name, page)]
+API = curls("api.md", PAGES["api.md"])
 OPERATIONS = json.loads((REPOSITORY / "openapi" / "server-openapi.json").read_text(encoding="utf-8"))["paths"]
 
 DOCUMENT = """\
@@ -64,7 +63,7 @@ def test_a_command_is_the_words_that_a_shell_makes_of_it() -> None:
     assert third.argv == ("curl", "-N", "-d", "{}", "http://localhost:8001/c?query=a&limit=10")
 
 
-@pytest.mark.parametrize("text", [DOCUMENT, PAGE], ids=["sample", "api.md"])
+@pytest.mark.parametrize("text", [DOCUMENT, *PAGES.values()], ids=["sample", *PAGES])
 def test_bash_makes_the_same_words_of_it(text: str) -> None:
     """With a function in place of the program. Only texts of ours: what else stands in a block is run."""
     blocks = [part.partition("\n```")[0] for part in text.split("```bash\n")[1:]]
@@ -115,8 +114,13 @@ def test_an_answer_is_taken_apart() -> None:
     assert (answer.status, answer.headers["x-total-count"], answer.text) == (200, "3", '{"a": "b\n\nc"}')
 
 
-@pytest.mark.parametrize("curl", API, ids=lambda curl: f"{curl.line} {curl.method} {curl.path}")
-def test_every_curl_of_our_document_has_a_promise(curl: Curl) -> None:
+def test_the_documents_are_whole() -> None:
+    assert len(API) > 60
+    assert len(CURLS) - len(API) == 33
+
+
+@pytest.mark.parametrize("curl", CURLS, ids=lambda curl: f"{curl.document}:{curl.line} {curl.method} {curl.path}")
+def test_every_curl_of_the_documents_has_a_promise(curl: Curl) -> None:
     promise = promise_of(curl)
     assert bool(PLACE.search(curl.path)) == (promise.targets != ("",))
     assert curl.body is None or json.loads(curl.body)

@@ -1,27 +1,23 @@
 """Every curl of the documents, as a reader copies it: the real program on the laptop, the real cluster behind it.
 
-The documents are docs/api.md and those that SLUICE_CURLS names (several with `:` between them). Their commands run in
-their order, as later ones may need what earlier ones have made.
+The commands of a document run in their order, as later ones may need what earlier ones have made.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.cluster.cluster import namespace
-from tests.curls import Curl, curls
-from tests.e2e.deployment import REPOSITORY, Deployment, laptop_api, wait_for
+from tests.curls import DOCUMENTS, Curl, curls
+from tests.e2e.deployment import Deployment, laptop_api, wait_for
 from tests.e2e.promises import PLACE, Call, promise_of
 from tests.fake_hub import fake_hub
 
 pytestmark = pytest.mark.cluster
 
-DOCUMENTS = [REPOSITORY / "docs" / "api.md", *map(Path, filter(None, os.environ.get("SLUICE_CURLS", "").split(":")))]
 CURLS = [curl for document in DOCUMENTS for curl in curls(document.name, document.read_text())]
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "group": ("inference/vllm-replicas", {"model": "gpt2", "resources": {"gpu": 2, "cpu": 2, "memory": "2G"}}),
