@@ -12,7 +12,8 @@ Standard library only; it writes nothing to disk. As vLLM, it does not listen un
 Environment: FAKE_LOAD_SECONDS (as --load-seconds), FAKE_TOKEN_SECONDS (as `delay`); to die by itself FAKE_EXIT_AFTER
 (seconds since its start) with FAKE_EXIT_CODE. FAKE_METRICS: a folder whose file named like our port, where there is
 one, is what /metrics says, read each time. FAKE_BROKEN: a folder; while a file named like our port is there, text is
-answered with status 500 and /health stays green. A model named *-base has no chat template.
+answered with status 500 and /health stays green. FAKE_SLOTS: how many answers are generated at once, all unless given;
+further ones wait. A model named *-base has no chat template.
 """
 
 import argparse
@@ -123,7 +124,8 @@ class Engine:
         self.created = int(time.time())
         self.told = environment.get("FAKE_METRICS", "")
         self.broken = environment.get("FAKE_BROKEN", "")
-        self.accepted = self.running = self.succeeded = self.prompt_tokens = self.generation_tokens = 0
+        self.slots = asyncio.Semaphore(int(environment.get("FAKE_SLOTS", "1000000")))
+        self.accepted = self.running = self.waiting = self.succeeded = self.prompt_tokens = self.generation_tokens = 0
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
@@ -163,7 +165,8 @@ class Engine:
 
     def metrics(self) -> str:
         label = f'{{engine="0",model_name="{self.names[0]}"}}'
-        gauges = {"num_requests_running": self.running, "num_requests_waiting": 0, "kv_cache_usage_perc": 0}
+        running = self.running - self.waiting
+        gauges = {"num_requests_running": running, "num_requests_waiting": self.waiting, "kv_cache_usage_perc": 0}
         counters = {"prompt_tokens": self.prompt_tokens, "generation_tokens": self.generation_tokens}
         lines = [f"# TYPE vllm:{name} gauge\nvllm:{name}{label} {value:.1f}" for name, value in gauges.items()]
         lines += [f"# TYPE vllm:{n}_total counter\nvllm:{n}_total{label} {v:.1f}" for n, v in counters.items()]
@@ -223,15 +226,29 @@ class Engine:
         delay = directive(prompt, "delay") or self.delay
         return Generation(self.accepted, chat, prompt, words[:most], "stop" if len(words) <= most else "length", delay)
 
+    @contextlib.asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """One of those that FAKE_SLOTS allows, as soon as it is free."""
+        self.waiting += 1
+        try:
+            await self.slots.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self.slots.release()
+
     async def tokens(self, generation: Generation) -> AsyncIterator[str]:
-        await asyncio.sleep(directive(generation.prompt, "sleep") or 0)
-        for index, word in enumerate(generation.words):
-            if generation.delay:
-                await asyncio.sleep(generation.delay)
-            if index == 2 and re.search(r"\bdie\b", generation.prompt):
-                os._exit(9)
-            self.generation_tokens += 1
-            yield word if index == 0 else f" {word}"
+        async with self.slot():
+            await asyncio.sleep(directive(generation.prompt, "sleep") or 0)
+            for index, word in enumerate(generation.words):
+                if generation.delay:
+                    await asyncio.sleep(generation.delay)
+                if index == 2 and re.search(r"\bdie\b", generation.prompt):
+                    os._exit(9)
+                self.generation_tokens += 1
+                yield word if index == 0 else f" {word}"
 
     def shape(self, generation: Generation, choices: list[JSON], suffix: str = "") -> JSON:
         kind = f"chat.completion{suffix}" if generation.chat else "text_completion"

@@ -6,7 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +103,26 @@ def test_streams_and_notices_that_the_client_left(start: Start) -> None:
         assert engine.stderr
         while engine.stderr.readline() != "cancelled\n":
             assert engine.poll() is None
+
+
+def test_answers_so_many_at_once_as_it_was_told(start: Start) -> None:
+    _, connection = start(FAKE_SLOTS="1")
+
+    def sleepy() -> int:
+        with closing(http.client.HTTPConnection("127.0.0.1", connection.port, timeout=20)) as own:
+            return ask(own, "/v1/chat/completions", chat("sleep 1"))[0]
+
+    def under_way() -> list[str]:
+        lines = [line for line in ask(connection, "/metrics")[1].splitlines() if line.startswith("vllm:num_requests_")]
+        return sorted(f"{line.partition('{')[0]} {line.rpartition(' ')[2]}" for line in lines)
+
+    begin = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        work = [pool.submit(sleepy) for _ in range(2)]
+        while under_way() != ["vllm:num_requests_running 1.0", "vllm:num_requests_waiting 1.0"]:
+            assert time.monotonic() - begin < 1, "the second waits for the first"
+        assert [job.result() for job in work] == [200, 200]
+    assert time.monotonic() - begin >= 2
 
 
 def test_dies_by_itself(start: Start) -> None:

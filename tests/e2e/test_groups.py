@@ -1,15 +1,19 @@
 """Replica groups on a real Slurm: one job, several engines, one service."""
 
+import asyncio
 import os
+import re
 import signal
-import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import httpx2
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.cluster import Cluster
 from tests.e2e.deployment import Api, Deployment, laptop_api, run_example, wait_for
@@ -20,6 +24,8 @@ pytestmark = pytest.mark.cluster
 FOUR = {"resources": {"gpu": 4, "cpu": 1, "memory": "2G"}}
 # A replica that hangs is noticed by the health checks: asked every 5 s, twice silent for 5 s, with a second between.
 STALL_SECONDS = 20
+MANY = 400  # prompts at once
+PROMPT, CHAT = "/api/v1/vllm/{}/prompt", "/api/v1/services/{}/v1/chat/completions"
 
 
 def healthy(api: Api, group: str) -> int:
@@ -45,7 +51,40 @@ def engine_at(cluster: Cluster, port: str) -> int:
     raise AssertionError(f"no engine on port {port}")
 
 
-def test_four_replicas_share_the_prompts_and_survive_a_kill(api: Api, deployment: Deployment) -> None:
+def body(path: str, text: str) -> dict[str, Any]:
+    return {"prompt": text} if path == PROMPT else {"messages": [{"role": "user", "content": text}]}
+
+
+def all_at_once(api: Api, path: str, group: str) -> list[httpx2.Response]:
+    """The answers to MANY prompts that are sent together, each on a connection of its own."""
+    url, no_limits = f"{api.http.base_url}{path.format(group)}", httpx2.Limits(max_connections=None)
+
+    async def work() -> list[httpx2.Response]:
+        async with httpx2.AsyncClient(limits=no_limits, timeout=60, trust_env=False) as http:
+            prompts = (body(path, f"sleep 4 number {n}") for n in range(MANY))
+            return await asyncio.gather(*(http.post(url, json=prompt) for prompt in prompts))
+
+    return asyncio.run(work())
+
+
+def under_way(api: Api, group: str) -> int:
+    """How many prompts the engines of a group are at, by their own count."""
+    answer = api.http.get(f"/api/v1/services/{group}/metrics")
+    assert answer.status_code == 200, answer.text
+    families = text_string_to_metric_families(answer.text)
+    return int(sum(s.value for family in families for s in family.samples if s.name == "vllm:num_requests_running"))
+
+
+def engine_that_said(answer: httpx2.Response) -> str:
+    """The port of the engine; each names its own."""
+    assert answer.status_code == 200, answer.text
+    found = re.search(r"port=(\d+)", answer.text)
+    assert found, answer.text
+    return found[1]
+
+
+@pytest.mark.parametrize("path", [PROMPT, CHAT], ids=["prompt", "chat"])
+def test_four_replicas_share_the_prompts_and_survive_a_kill(api: Api, deployment: Deployment, path: str) -> None:
     group = start(api, FOUR, 4)
     shown = api.get(f"/api/v1/service-groups/sg-{group}")
     replicas = shown["node_jobs"][0]["replicas"]
@@ -54,17 +93,23 @@ def test_four_replicas_share_the_prompts_and_survive_a_kill(api: Api, deployment
     ]
     assert shown["name"] == "inference/vllm-replicas-group"
 
-    with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(lambda n: api.prompt(group, f"number {n}"), range(400)))
-    count = Counter(answer["routed_to"] for answer in answers)
-    assert set(count) == {r["id"] for r in replicas}
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(all_at_once, api, path, group)
+        wait_for(lambda: under_way(api, group) == MANY, "the engines are at all of them together", 20)
+        answers = asking.result()
+    count = Counter(map(engine_that_said, answers))
+    assert set(count) == {str(r["port"]) for r in replicas}
     assert all(90 <= n <= 110 for n in count.values()), count
+    if path == PROMPT:
+        assert all(a.json()["routed_to"] == f"{group}:{engine_that_said(a)}" for a in answers)
 
     victim = engine_at(deployment.cluster, "8003")
-    with ThreadPoolExecutor(16) as pool:
-        work = [pool.submit(api.prompt, group, f"sleep 0.05 number {n}") for n in range(400)]
-        threading.Timer(0.3, os.kill, (victim, signal.SIGKILL)).start()
-        assert all(job.result()["success"] for job in work), "a request failed although others could answer"
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(all_at_once, api, path, group)
+        wait_for(lambda: under_way(api, group) == MANY, "all are under way", 20)
+        os.kill(victim, signal.SIGKILL)
+        count = Counter(map(engine_that_said, asking.result()))
+    assert count.total() == MANY and "8003" not in count, "others answer what the killed one was asked"
     assert wait_for(lambda: healthy(api, group) == 4, "the killed replica is back", 30) < 30
     assert f"{group}:8003" in {api.prompt(group, f"again {n}")["routed_to"] for n in range(8)}
     assert engine_at(deployment.cluster, "8003") != victim
@@ -86,26 +131,38 @@ def test_a_replica_that_hangs_holds_nobody_up(api: Api, deployment: Deployment) 
     wait_for(lambda: healthy(api, group) == 4, "it is used again", 30)
 
 
-def test_a_clients_error_is_relayed_once_and_harms_no_replica(api: Api) -> None:
+def asked_of_engines(api: Api, group: str) -> int:
+    """How many prompts have reached the engines of a group, by the log that they share."""
+    return str(api.get(f"/api/v1/services/{group}/logs")["stderr"]).count("POST /v1/")
+
+
+@pytest.mark.parametrize("path", [PROMPT, CHAT], ids=["prompt", "chat"])
+def test_a_clients_error_is_relayed_once_and_harms_no_replica(api: Api, path: str) -> None:
     group = start(api, FOUR | {"max_model_len": 50}, 4)
-    refused = api.http.post(f"/api/v1/vllm/{group}/prompt", json={"prompt": "word " * 100})
+    refused = api.http.post(path.format(group), json=body(path, "word " * 100))
     assert refused.status_code == 400
-    assert refused.json()["success"] is False
-    assert "maximum context length" in refused.json()["error"]
+    assert "maximum context length" in refused.text
+    if path == PROMPT:
+        assert refused.json()["success"] is False
+    assert asked_of_engines(api, group) == 1
+    assert api.http.post(path.format(group), json=body(path, "status 500")).status_code >= 500
+    assert asked_of_engines(api, group) == 1 + 4, "an engine's own error is tried on all of them, and all is counted"
     assert healthy(api, group) == 4
 
 
 def test_prompts_run_side_by_side_and_health_answers_meanwhile(api: Api) -> None:
-    group = start(api, FOUR, 4)
+    """Each engine answers one prompt at a time: eight on one would take 16 s."""
+    group = start(api, FOUR | {"environment": {"FAKE_SLOTS": "1"}}, 4)
     begin = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
         work = [pool.submit(api.prompt, group, "sleep 2") for _ in range(8)]
-        time.sleep(0.5)
-        assert min(seconds_of_health(api) for _ in range(5)) < 0.05  # the best of several: the machine is shared
+        wait_for(lambda: under_way(api, group) == 4, "each engine is at one", 2)
+        waits = [seconds_of_health(api) for _ in range(9)]
         assert not any(job.done() for job in work), "asked while they ran"
-        for job in work:
-            job.result()
-    assert time.monotonic() - begin < 6
+        answers = [job.result() for job in work]
+    assert 3.5 < time.monotonic() - begin < 6
+    assert set(Counter(answer["routed_to"] for answer in answers).values()) == {2}
+    assert median(waits) < 0.05, waits
 
 
 def seconds_of_health(api: Api) -> float:
