@@ -369,10 +369,15 @@ def test_a_job_that_has_written_nothing_says_why(queued: Client, slurm: FakeSlur
     assert queued.get("/api/services/100/logs") == {
         "logs": "", "stdout": "", "stderr": "", "note": "the job has written nothing yet; its state is PENDING",
     }  # fmt: skip
+    visitor = Visitor("GET", "/api/services/100/logs?follow=1")
+    visit = visitor.visit(queued)
+    queued.until(lambda: visitor.got == b"the job has written nothing yet; its state is PENDING\n")
     slurm.change("100", state="FAILED")
     look(queued)
+    visit.result(20)
+    assert visitor.got.count(b"\n") == 1
     response = queued.http.get("/api/services/100/logs?follow=1")
-    assert (response.status_code, response.content) == (200, b"")
+    assert (response.status_code, response.text) == (200, "the job has written nothing yet; its state is FAILED\n")
     assert response.headers["content-type"] == "text/plain; charset=utf-8"
 
 
@@ -384,6 +389,8 @@ def test_the_logs_of_an_ended_service_are_followed_to_their_end(client: Client) 
     followed = client.http.get(f"/api/v1/services/{service_id}/logs?follow=true").text
     assert followed == logs["stderr"] + logs["stdout"]
     assert "ended with exit code 143 after SIGTERM" in followed
+    ends = client.http.get(f"/api/v1/services/{service_id}/logs", params={"follow": True, "tail": 1}).text
+    assert ends == "".join(logs[output].splitlines(keepends=True)[-1] for output in ("stderr", "stdout"))
 
 
 class Visitor:

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -107,8 +107,12 @@ def test_a_log_of_a_linked_folder_reads_as_empty(log: Path, tmp_path: Path) -> N
 
 
 def collected(log: Path, over: Callable[[], bool]) -> bytes:
+    return both([log], over)
+
+
+def both(logs: Sequence[Path], over: Callable[[], bool], lines: int | None = None, nothing: bytes = b"") -> bytes:
     async def work() -> bytes:
-        return b"".join([data async for data in follow(log, over, interval=0)])
+        return b"".join([data async for data in follow(logs, over, lines=lines, nothing=nothing, interval=0)])
 
     return asyncio.run(work())
 
@@ -148,7 +152,80 @@ def test_following_a_huge_file_takes_little_memory(log: Path) -> None:
     with log.open("wb") as file:
         file.truncate(size)
 
-    async def count() -> None:
-        assert sum([len(data) async for data in follow(log, lambda: True)]) == size
+    async def count(*logs: Path) -> None:
+        assert sum([len(data) async for data in follow(logs, lambda: True)]) == size
 
-    assert peak(lambda: asyncio.run(count())) < 1024**2
+    assert peak(lambda: asyncio.run(count(log))) < 1024**2
+    assert peak(lambda: asyncio.run(count(log, log.with_name("none")))) < 1024**2
+
+
+class Script:
+    """Stands for a job: writes the next piece into one of two files each time it is asked whether it is over."""
+
+    def __init__(self, folder: Path, pieces: Sequence[tuple[int, bytes]]) -> None:
+        self.logs = [folder / "stderr.log", folder / "stdout.log"]
+        self._pieces = list(pieces)
+
+    def __call__(self) -> bool:
+        if self._pieces:
+            number, piece = self._pieces.pop(0)
+            with self.logs[number].open("ab") as file:
+                file.write(piece)
+        return not self._pieces
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ([(0, b"a\n"), (1, b"b\n"), (0, b"c\n"), (1, b"d\n")], b"a\nb\nc\nd\n"),
+        ([(1, b"b\n"), (0, b"a\n")], b"b\na\n"),
+        # A line that comes in two pieces is not torn by the other output...
+        ([(0, b"x\na"), (1, b"b\n"), (0, b"A\n")], b"x\nb\naA\n"),
+        # ... a progress bar that has no line's end is seen all the same.
+        ([(0, b"50 %"), (0, b""), (0, b""), (1, b"b\n"), (0, b"\r100 %\n")], b"50 %\nb\n\r100 %\n"),
+        ([(0, b"end"), (1, b"other end")], b"end\nother end"),
+        ([(0, b"end"), (1, b"")], b"end"),
+    ],
+)
+def test_two_outputs_alternate_line_by_line_as_they_grow(
+    tmp_path: Path, pieces: list[tuple[int, bytes]], expected: bytes
+) -> None:
+    script = Script(tmp_path, pieces)
+    assert both(script.logs, script) == expected
+
+
+def test_the_second_output_does_not_wait_for_the_end_of_the_first(tmp_path: Path) -> None:
+    """Of two long files neither is sent whole before the other."""
+    script = Script(tmp_path, [])
+    for log, line in zip(script.logs, (b"err\n", b"out\n"), strict=True):
+        log.write_bytes(line * CHUNK)
+    sent = both(script.logs, script)
+    assert sent.count(b"err\n") == sent.count(b"out\n") == CHUNK
+    assert 0 < sent.index(b"out") <= CHUNK
+    assert set(sent.splitlines()) == {b"err", b"out"}, "no line is torn at a chunk's border"
+
+
+@pytest.mark.parametrize(("lines", "expected"), [(0, b"new\n"), (1, b"c\n2\nnew\n"), (2, b"b\nc\n1\n2\nnew\n")])
+def test_following_begins_at_the_last_lines(tmp_path: Path, lines: int, expected: bytes) -> None:
+    script = Script(tmp_path, [(0, b""), (0, b"new\n")])
+    script.logs[0].write_bytes(b"a\nb\nc\n")
+    script.logs[1].write_bytes(b"1\n2\n")
+    assert both(script.logs, script, lines) == expected
+
+
+def test_the_end_of_a_huge_file_is_followed_without_what_is_before_it(log: Path) -> None:
+    with log.open("wb") as file:
+        file.truncate(10 * 1024**3)  # sparse
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nlast\n")
+    assert both([log], lambda: True, 1) == b"last\n"
+    assert len(both([log], lambda: True, 10_000_000)) == MOST
+    assert peak(lambda: both([log], lambda: True, 1)) < 1024**2
+
+
+def test_nothing_is_said_where_there_is_nothing(tmp_path: Path) -> None:
+    script = Script(tmp_path, [(1, b""), (1, b"words\n")])
+    assert both(script.logs, lambda: True, nothing=b"nothing yet\n") == b"nothing yet\n"
+    assert both(script.logs, script, nothing=b"nothing yet\n") == b"nothing yet\nwords\n"
+    assert both(script.logs, lambda: True, nothing=b"nothing yet\n") == b"words\n"
+    assert both(script.logs, lambda: True, lines=0, nothing=b"nothing yet\n") == b"", "there is something, before"

@@ -158,13 +158,16 @@ async def show_logs(
     tail: Annotated[int | None, Query(ge=0, description="Only the last lines of each output.")] = None,
     follow: Annotated[bool, Query(description="Stream the output as text until the service ends.")] = False,
 ) -> Logs | StreamingResponse:
-    """What the job has written so far. At most 4 MiB of each output are returned; `follow=1` streams all of it."""
+    """What the job has written so far. At most 4 MiB of each output are returned.
+
+    `follow=1` streams both outputs as they grow: all of them, or with `tail` from the last lines on.
+    """
     wanted = await find(app, service_id)
     service, job = wanted.service, wanted.job
     if tail is not None and tail > 10_000_000:
         raise Invalid(f"tail is {tail}; allowed: 0 to 10000000")
     if follow:
-        return StreamingResponse(_followed(app, job), media_type="text/plain; charset=utf-8")
+        return StreamingResponse(_followed(app, job, tail), media_type="text/plain; charset=utf-8")
     return await _logs(app, service, job, tail)
 
 
@@ -173,18 +176,21 @@ async def _logs(app: Orchestrator, service: Service, job: Job, lines: int | None
     stdout = await asyncio.to_thread(tail, folder.stdout, lines)
     stderr = await asyncio.to_thread(tail, folder.stderr, lines)
     both = f"{stdout}{'' if stdout.endswith(chr(10)) or not stdout else chr(10)}{stderr}"
-    note = None if both else f"the job has written nothing yet; its state is {job.state.value}"
-    return Logs(logs=both, stdout=stdout, stderr=stderr, note=note)
+    return Logs(logs=both, stdout=stdout, stderr=stderr, note=None if both else _nothing(job))
 
 
-async def _followed(app: Orchestrator, job: Job) -> AsyncIterator[bytes]:
-    """stderr is where engines and our script write; stdout comes behind it, when the job has ended."""
+def _nothing(job: Job) -> str:
+    return f"the job has written nothing yet; its state is {job.state.value}"
+
+
+async def _followed(app: Orchestrator, job: Job, lines: int | None) -> AsyncIterator[bytes]:
+    """stderr is where engines and our script write, so it comes first of what is there already."""
     folder = app.services.folder(job.submission_id)
     watching = asyncio.create_task(_ended(app, job.submission_id))
     try:
-        for path in (folder.stderr, folder.stdout):
-            async for data in follow(path, watching.done):
-                yield data
+        nothing = f"{_nothing(job)}\n".encode()
+        async for data in follow((folder.stderr, folder.stdout), watching.done, lines=lines, nothing=nothing):
+            yield data
         await watching  # where it broke, the client must see that something is missing
     finally:
         watching.cancel()
