@@ -29,7 +29,7 @@ from orchestrator.dispatch import Dispatch
 from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
 from orchestrator.hub import open_hub
-from orchestrator.inference import Inferences
+from orchestrator.inference import Group, Inferences
 from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
@@ -207,11 +207,16 @@ async def opened(
         places = make_slots(listed, book, tools, timedelta(seconds=settings.wake_hold_seconds))
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+
+        async def explain(group: Group, model: str | None) -> OrchestratorError:
+            return await why_none(one, group, model)
+
+        inferences = Inferences(replicas, pool, clock, explain, places, settings.max_in_flight)
         loops = {asyncio.create_task(watcher.run()), asyncio.create_task(places.run())}
         settle()
         try:
-            yield Orchestrator(
-                pool=pool,
+            one = Orchestrator(
+                inferences=inferences,
                 settings=settings,
                 recipes=book,
                 store=store,
@@ -227,6 +232,7 @@ async def opened(
                 traffic=Traffic(registry, "sluice", "route"),
                 started_at=clock(),
             )
+            yield one
         finally:
             for loop in loops:
                 loop.cancel()
@@ -238,14 +244,12 @@ def listener_of(app: FastAPI) -> Listener:
 
     def make_server(application: Application, state: dict[str, Any]) -> Server:
         one: Orchestrator = app.state.orchestrator
-        inferences = Inferences(one.replicas, one.pool, one.watcher.clock, functools.partial(why_none, one), one.slots)
-        inferences.most_in_flight = one.settings.max_in_flight
         server = Server(
-            handle=Dispatch(inferences, application),
+            handle=Dispatch(one.inferences, application),
             render=rendered,
             observe=Noted(one.traffic.observe_request),
             muxed=True,
-            tick=inferences.tick,
+            tick=one.inferences.tick,
             most=most_connections(one.settings.max_connections),
         )
         server.remote = by_tcp = remote(server, Keys(one.settings.keys_path if one.settings.host else None))

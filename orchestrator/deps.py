@@ -14,7 +14,7 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.errors import Conflict, Invalid, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
 from orchestrator.hub import Hub
-from orchestrator.inference import Group
+from orchestrator.inference import Group, Inferences
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.quantization import Loader
 from orchestrator.recipes import RecipeBook
@@ -25,7 +25,6 @@ from orchestrator.slots import Slots
 from orchestrator.store import Store
 from orchestrator.traffic import Traffic
 from orchestrator.watcher import Watcher
-from orchestrator.wire.upstream import Pool
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Orchestrator:
     hub: Hub
     catalogue: Catalogue
     loaders: Mapping[str, Loader]
-    pool: Pool
+    inferences: Inferences
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     registry: CollectorRegistry
     traffic: Traffic

@@ -86,8 +86,8 @@ class EngineError(OrchestratorError):
 
     status = 502
 
-    def __init__(self, message: str, *, upstream_status: int | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, upstream_status: int | None = None, retry_after: int | None = None) -> None:
+        super().__init__(message, retry_after=retry_after)
         if upstream_status is not None and 400 <= upstream_status < 500:
             self.status = upstream_status
 

@@ -187,6 +187,11 @@ class Inference:
         self._asked = _UNKNOWN
         self._received: list[bytes] = []  # of the body, until all of it is here
 
+    @property
+    def replica(self) -> Replica | None:
+        """The one that is asked at the moment, or answers."""
+        return self._replica
+
     # The exchange
 
     def feed(self, data: bytes) -> None:

@@ -1,9 +1,7 @@
 """The engines that run now: which of them answer, whose turn it is, what is in flight. In memory; no database."""
 
-import asyncio
-import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -38,8 +36,7 @@ class Replica:
 
     `submission_id` and `job_id` are those of its job, of which a service may have several one after the other.
     `service_id` is the service's for users, `created_at` tells services of one id apart.
-    `state` is its supervisor's word (up, down, failed); `ready` is ours: its health check passes. `lost` is set when a
-    replica that was ready is no longer, so that whoever waits for its answer can turn to another.
+    `state` is its supervisor's word (up, down, failed); `ready` is ours: its health check passes.
     """
 
     submission_id: str
@@ -70,7 +67,6 @@ class Replica:
     slot: str | None = None  # the slot that its service has
     listed: str | None = None  # its model's name in the model list
     queue: int = 0  # requests that wait inside the engine, by its own metrics
-    lost: asyncio.Event = field(default_factory=asyncio.Event)
     _waiting: "set[Waiting]" = field(default_factory=set)
 
     @property
@@ -106,13 +102,10 @@ class Replica:
         return {"authorization": f"Bearer {self.key}"} if self.key else {}
 
     def up(self) -> None:
-        if not self.ready:
-            self.ready, self.problem, self.lost = True, "", asyncio.Event()
-        self.silent_probes = 0
+        self.ready, self.problem, self.silent_probes = True, "", 0
 
     def down(self, problem: str) -> None:
         self.ready, self.problem = False, problem
-        self.lost.set()
         for one in list(self._waiting):
             one.replica_lost()
 
@@ -151,7 +144,6 @@ class Replicas:
     """All replicas, by the submission id of their service. The watcher writes, requests read."""
 
     _all: dict[str, list[Replica]] = field(default_factory=dict)
-    _turns: dict[str, Iterator[int]] = field(default_factory=dict)
 
     def of(self, service: str, job: str | None = None) -> Sequence[Replica]:
         """Those of a service; with `job`, its submission id, only those of this job."""
@@ -227,24 +219,13 @@ class Replicas:
             self._all[service] = group
         else:
             self._all.pop(service, None)
-            self._turns.pop(service, None)
 
-    def pick(self, service: str, now: datetime, *, port: int | None = None, without: Collection[str] = ()) -> Replica:
-        """The next replica that answers, in turn; with `port` only that one; none whose id is in `without`.
-
-        One that rests after errors is taken only when all do. Raises NotReady saying what the others lack.
-        """
-        ready = self.ready(service, port=port, without=without)
-        rested = [r for r in ready if r.resting_until is None or r.resting_until <= now] or ready
-        turn = self._turns.setdefault(service, itertools.count())
-        return rested[next(turn) % len(rested)]
-
-    def ready(self, service: str, *, port: int | None = None, without: Collection[str] = ()) -> list[Replica]:
+    def ready(self, service: str, *, port: int | None = None) -> list[Replica]:
         """The replicas that answer, at least one. Raises NotReady saying what the others lack."""
         group = [r for r in self._all.get(service, []) if port in (None, r.port)]
-        ready = [r for r in group if r.ready and not r.draining and r.id not in without]
+        ready = [r for r in group if r.ready and not r.draining]
         if not ready:
-            problems = "; ".join(f"{r.id}: {r.problem or 'it failed just now'}" for r in group)
+            problems = "; ".join(f"{r.id}: {r.problem or 'it is asked nothing more'}" for r in group)
             raise NotReady(f"no replica answers ({problems or 'its engine has not started yet'})")
         return ready
 

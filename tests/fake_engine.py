@@ -131,7 +131,7 @@ class Engine:
         connection = Connection(reader, writer)
         try:
             async for request in connection.requests():
-                log(f"{request.method} {request.path}")
+                log(f"{request.method} {request.path} {request.headers.get('x-request-id', '')}".rstrip())
                 try:
                     await self.answer(request, connection)
                 except Refusal as refusal:

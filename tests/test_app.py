@@ -469,6 +469,15 @@ def test_sampling_fields_are_passed_on(client: Client, ready: str) -> None:
     assert client.prompt(ready, "one two three", max_completion_tokens=1)[1]["text"] == "one"
 
 
+def test_the_engine_is_told_the_requests_id(client: Client, ready: str) -> None:
+    headers = {"X-Request-Id": "mine-7"}
+    for stream in (False, True):
+        body = {"prompt": "hello", "stream": stream}
+        assert client.http.post(f"/api/v1/vllm/{ready}/prompt", json=body, headers=headers).status_code == 200
+    said = client.get(f"/api/services/{ready}/logs")["stderr"].splitlines()
+    assert said.count("POST /v1/chat/completions mine-7") == 2
+
+
 def test_a_model_without_a_chat_template_is_asked_for_a_completion(client: Client) -> None:
     service_id = client.running({"model": "org/tiny-base"})
     status, answer = client.prompt(service_id, "one two", max_tokens=2)
@@ -493,6 +502,35 @@ def test_a_stream_is_the_engines_own(client: Client, ready: str) -> None:
     chunks = events(response.text)
     assert "".join(c["choices"][0]["delta"].get("content", "") for c in chunks[:-1]).startswith("one two |")
     assert chunks[-1]["usage"]["prompt_tokens"] == 2
+
+
+def test_a_stream_that_breaks_off_ends_with_an_error(client: Client) -> None:
+    service_id = client.running()
+    body = {"prompt": "please die now", "stream": True}
+    response = client.http.post(f"/api/v1/vllm/{service_id}/prompt", json=body)
+    *chunks, last, rest = response.text.split("\n\n")
+    assert (response.status_code, rest) == (200, "")
+    assert json.loads(chunks[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
+    error = json.loads(last.removeprefix("data: "))["error"]
+    assert "broke off" in error["message"] and error["type"] == "server_error"
+    assert "[DONE]" not in response.text
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_replica_that_has_enough_to_do_is_a_429_with_retry_after(client: Client, ready: str, stream: bool) -> None:
+    inferences = client.app.state.orchestrator.inferences
+    visitor = Visitor("POST", f"/api/v1/vllm/{ready}/prompt", {"prompt": "sleep 1000", "stream": True})
+    visit = visitor.visit(client)
+    client.until(lambda: visitor.status == 200)
+    inferences.most_in_flight = 1
+    body = {"prompt": "hello", "stream": stream}
+    refused = client.http.post(f"/api/v1/vllm/{ready}/prompt", json=body)
+    visitor.leave.set()
+    visit.result(20)
+    inferences.most_in_flight = 1024
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert (refused.json()["success"], "under way" in refused.json()["error"]) == (False, True)
+    assert client.prompt(ready, "hello")[0] == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -17,7 +17,7 @@ from orchestrator.access import BETWEEN_US
 from orchestrator.dispatch import INFERENCE, OF_A_SERVICE, way_of
 from orchestrator.errors import EngineError, NotReady, OrchestratorError
 from orchestrator.inference import Group, Inferences
-from orchestrator.prompt import ask
+from orchestrator.prompt import Question, ask
 from orchestrator.relay import LIFTED, relay
 from orchestrator.replicas import Replica, Replicas, probe
 from orchestrator.routes.vector_db import is_relayed
@@ -101,9 +101,11 @@ async def on_the_data_path(one: Engine) -> tuple[int, bytes]:
 
 
 async def by_the_simple_form(one: Engine) -> tuple[int, bytes]:
-    async with client() as http:
+    replicas, question = Replicas(), Question(Group("s"), "hi", "m", stream=False, fields={})
+    replicas.update("s", "s", [one.replica()])
+    async with open_pool() as pool:
         try:
-            await ask(http, one.replica(), "hi", "m", {})
+            await ask(Inferences(replicas, pool, lambda: datetime.now(UTC), _why), question)
         except EngineError as exc:
             return exc.status, str(exc).encode()
     return 200, b""
