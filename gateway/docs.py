@@ -14,6 +14,10 @@ from starlette.staticfiles import StaticFiles
 from orchestrator import __version__
 
 _DOCUMENT = "server-openapi.json"
+_NOT_READY = {
+    "description": "not now; `detail` says why",
+    "content": {"application/json": {"schema": {"type": "object", "required": ["ready", "detail"]}}},
+}
 
 
 def routes() -> list[BaseRoute]:
@@ -75,7 +79,7 @@ def own_document() -> dict[str, Any]:
             },
             "/ready": {
                 "get": _operation("Would a request be served?")
-                | {"responses": {"200": {"description": "yes"}, "503": {"description": "not now; `detail` says why"}}}
+                | {"responses": {"200": {"description": "yes"}, "503": _NOT_READY}}
             },
         },
     }

@@ -98,10 +98,11 @@ def _curl(document: str, line: int, argv: list[str]) -> Curl:
     parser.add_argument("-X", "--request")
     parser.add_argument("-H", "--header", action="append", default=[])
     parser.add_argument("-d", "--data")
+    parser.add_argument("-F", "--form", action="append", default=[])
     parser.add_argument("-N", "--no-buffer", action="store_true")
     try:
         known = parser.parse_args(argv[1:])
     except CurlError as exc:
-        raise CurlError(f"{document}:{line}: {exc}; what is known here is one URL, -X, -H, -d and -N") from exc
-    method = known.request or ("GET" if known.data is None else "POST")
+        raise CurlError(f"{document}:{line}: {exc}; what is known here is one URL, -X, -H, -d, -F and -N") from exc
+    method = known.request or ("GET" if known.data is None and not known.form else "POST")
     return Curl(document, line, tuple(argv), method, known.url, tuple(known.header), known.data)

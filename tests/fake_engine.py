@@ -156,6 +156,8 @@ class Engine:
             await connection.send(200, {"object": "list", "data": [self.model(name) for name in self.names]})
         elif route in ("POST /v1/chat/completions", "POST /v1/completions"):
             await self.complete(request, connection)
+        elif request.method == "POST" and request.path in TASKS:
+            await connection.send(200, self.do(request))
         else:
             await connection.send(404, {"detail": "Not Found"})
 
@@ -175,6 +177,19 @@ class Engine:
             f"# TYPE vllm:request_success_total counter\nvllm:request_success_total{success} {self.succeeded:.1f}"
         )
         return "\n".join(lines) + "\n"
+
+    def named(self, asked: JSON) -> str:
+        """The model that a request asks for, or the only one."""
+        name = asked.get("model") or self.names[0]
+        if name not in self.names:
+            raise Refusal(404, "NotFoundError", f"The model `{name}` does not exist.", "model")
+        return str(name)
+
+    def do(self, request: Request) -> JSON:
+        """The answer to what is not generated: the same for the same question, and of the right form."""
+        form = request.headers.get("content-type", "").startswith("multipart/form-data")
+        asked = fields(request.body) if form else parse(request.body)
+        return {"model": self.named(asked)} | TASKS[request.path](asked)
 
     async def complete(self, request: Request, connection: Connection) -> None:
         """Generate, and stop as soon as the client leaves."""
@@ -204,9 +219,7 @@ class Engine:
         """What will be answered. Raises Refusal for what vLLM refuses."""
         if self.broken and Path(self.broken, str(self.options.port)).exists():
             raise Refusal(500, "InternalServerError", "broken, as it was told")
-        name = asked.get("model") or self.names[0]
-        if name not in self.names:
-            raise Refusal(404, "NotFoundError", f"The model `{name}` does not exist.", "model")
+        name = self.named(asked)
         if chat and name.endswith("-base"):
             message = "default chat template is no longer allowed, so you must provide a chat template"
             raise Refusal(400, "BadRequestError", f"As of transformers v4.44, {message} if the tokenizer defines none.")
@@ -285,6 +298,91 @@ def parse(body: bytes) -> JSON:
     if not isinstance(asked, dict):
         raise Refusal(400, "Bad Request", "the body must be an object")
     return asked
+
+
+def fields(body: bytes) -> JSON:
+    """The short fields of a form, and how long its file is."""
+    found = re.findall(rb'name="(\w+)"([^\r\n]*)\r\n(?:[^\r\n]+\r\n)*\r\n(.*?)\r\n--', body, re.DOTALL)
+    return {n.decode(): len(value) if b"filename=" in more else value.decode("latin-1") for n, more, value in found}
+
+
+def given(asked: JSON, name: str) -> list[str]:
+    """The texts of a field that must have some."""
+    if not (found := list(texts(asked.get(name)))):
+        raise Refusal(400, "BadRequestError", f"Field required: {name}", name)
+    return found
+
+
+def embed(asked: JSON) -> JSON:
+    data = [
+        {"object": "embedding", "index": n, "embedding": [float(len(text)), 1.0]}
+        for n, text in enumerate(given(asked, "input"))
+    ]
+    return {"object": "list", "data": data, "usage": {"prompt_tokens": len(data), "total_tokens": len(data)}}
+
+
+def respond(asked: JSON) -> JSON:
+    said = {"type": "output_text", "text": " ".join(given(asked, "input")), "annotations": []}
+    message = {"type": "message", "id": "msg-1", "status": "completed", "role": "assistant", "content": [said]}
+    return {"id": "resp-1", "object": "response", "status": "completed", "output": [message]}
+
+
+def write_message(asked: JSON) -> JSON:
+    content = [{"type": "text", "text": prompt_of(asked, chat=True)}]
+    usage = {"input_tokens": 1, "output_tokens": 1}
+    about = {"id": "msg-1", "type": "message", "role": "assistant", "stop_reason": "end_turn", "usage": usage}
+    return about | {"content": content}
+
+
+def likeness(one: str, other: str) -> float:
+    words, others = set(one.lower().split()), set(other.lower().split())
+    return len(words & others) / max(1, len(words | others))
+
+
+def rerank(asked: JSON) -> JSON:
+    (query, *_), documents = given(asked, "query"), given(asked, "documents")
+    scored = [(likeness(query, document), n, document) for n, document in enumerate(documents)]
+    results = [
+        {"index": n, "document": {"text": document}, "relevance_score": score}
+        for score, n, document in sorted(scored, key=lambda one: -one[0])
+    ]
+    return {"id": "rerank-1", "results": results}
+
+
+def score(asked: JSON) -> JSON:
+    (one, *_), others = given(asked, "text_1"), given(asked, "text_2")
+    data = [{"index": n, "object": "score", "score": likeness(one, other)} for n, other in enumerate(others)]
+    return {"id": "score-1", "object": "list", "data": data}
+
+
+def transcribe(asked: JSON) -> JSON:
+    if not isinstance(asked.get("file"), int):
+        raise Refusal(400, "BadRequestError", "Field required: file", "file")
+    return {"text": f"{asked['file']} bytes of speech"}
+
+
+def tokenize(asked: JSON) -> JSON:
+    count = len(" ".join(given(asked, "prompt")).split())
+    return {"count": count, "max_model_len": 2048, "tokens": list(range(count))}
+
+
+def detokenize(asked: JSON) -> JSON:
+    tokens = asked.get("tokens")
+    if not isinstance(tokens, list):
+        raise Refusal(400, "BadRequestError", "Field required: tokens", "tokens")
+    return {"prompt": " ".join(f"word{token}" for token in tokens)}
+
+
+TASKS = {
+    "/v1/embeddings": embed,
+    "/v1/responses": respond,
+    "/v1/messages": write_message,
+    "/v1/rerank": rerank,
+    "/v1/score": score,
+    "/v1/audio/transcriptions": transcribe,
+    "/tokenize": tokenize,
+    "/detokenize": detokenize,
+}
 
 
 def check_sampling(asked: JSON) -> None:

@@ -88,6 +88,36 @@ def test_refuses_like_vllm(start: Start) -> None:
     assert "chat template" in body
 
 
+@pytest.mark.parametrize(
+    ("path", "asked", "said"),
+    [
+        ("/v1/embeddings", {"input": ["ab", "c"]}, {"index": 1, "embedding": [1.0, 1.0]}),
+        ("/v1/rerank", {"query": "a b", "documents": ["c", "b a"]}, {"index": 1, "relevance_score": 1.0}),
+        ("/v1/score", {"text_1": "a b", "text_2": ["c", "b a"]}, {"index": 1, "score": 1.0}),
+        ("/v1/responses", {"input": "say hello"}, {"text": "say hello"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "say hello"}]}, {"text": "say hello"}),
+        ("/tokenize", {"prompt": "say hello"}, {"count": 2, "tokens": [0, 1]}),
+        ("/detokenize", {"tokens": [1, 2]}, {"prompt": "word1 word2"}),
+    ],
+)
+def test_other_tasks_have_their_forms(start: Start, path: str, asked: dict[str, Any], said: dict[str, Any]) -> None:
+    _, connection = start()
+    status, body = ask(connection, path, asked)
+    assert status == 200
+    found = [one for one in objects(json.loads(body)) if said.keys() <= one.keys()]
+    assert any(said.items() <= one.items() for one in found), body
+    assert ask(connection, path, {"other": 1})[0] == 400
+    assert ask(connection, path, asked | {"model": "other"})[0] == 404
+
+
+def objects(content: Any) -> Iterator[dict[str, Any]]:
+    """All that there are within a decoded JSON, the outer ones first."""
+    if isinstance(content, dict):
+        yield content
+    for inner in content.values() if isinstance(content, dict) else content if isinstance(content, list) else ():
+        yield from objects(inner)
+
+
 def test_streams_and_notices_that_the_client_left(start: Start) -> None:
     engine, connection = start()
     asked = chat("one two three", stream=True, stream_options={"include_usage": True})

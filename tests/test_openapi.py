@@ -1,10 +1,12 @@
 """The documents in openapi/ are those of the code."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
+from orchestrator.dispatch import INFERENCE
 from scripts.openapi import FOLDER, documents, text
 
 
@@ -23,8 +25,24 @@ def test_every_operation_says_what_it_does_and_every_error_has_its_schema(name: 
     for where, operation in _operations(name):
         assert operation.get("summary"), where
         for status, response in operation["responses"].items():
-            if int(status) >= 400 and "/api" in where:
+            if int(status) >= 400:
                 assert "schema" in response["content"]["application/json"], f"{where} {status}"
+
+
+@pytest.mark.parametrize("name", ["orchestrator-openapi.json", "server-openapi.json"])
+def test_every_body_has_an_example(name: str) -> None:
+    document = json.loads((FOLDER / name).read_text(encoding="utf-8"))
+    for where, operation in _operations(name):
+        for kind, body in operation.get("requestBody", {}).get("content", {}).items():
+            reference = body["schema"].get("$ref", "").rpartition("/")[2]
+            schema = document["components"]["schemas"][reference] if reference else body["schema"]
+            assert "example" in body or schema.get("examples"), f"{where} {kind}"
+
+
+def test_what_the_data_path_answers_is_documented() -> None:
+    """All of it, at least by its name."""
+    described = (FOLDER / "server-openapi.json").read_text(encoding="utf-8")
+    assert [path for path in INFERENCE if not re.search(rf'[`"]{re.escape(path.decode())}[`"]', described)] == []
 
 
 def test_the_gateway_documents_the_clients_paths() -> None:

@@ -48,6 +48,14 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/status"): {"status": "cancelled"},
     ("POST", "/prompt"): {"prompt": "say hello"},
     ("POST", "/chat/completions"): {"model": SERVED, "messages": [{"role": "user", "content": "say hello"}]},
+    ("POST", "/responses"): {"model": SERVED, "input": "say hello"},
+    ("POST", "/messages"): {"model": SERVED, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 9},
+    ("POST", "/embeddings"): {"model": SERVED, "input": ["say", "hello"]},
+    ("POST", "/rerank"): {"model": SERVED, "query": "say", "documents": ["say", "hello"]},
+    ("POST", "/score"): {"model": SERVED, "text_1": "say", "text_2": ["say", "hello"]},
+    ("POST", "/tokenize"): {"model": SERVED, "prompt": "say hello"},
+    ("POST", "/detokenize"): {"model": SERVED, "tokens": [1, 2]},
+    ("POST", "/transcriptions"): {"model": SERVED, "file": b"RIFF"},
     ("POST", "/completions"): {"model": SERVED, "prompt": "say hello"},
     ("PUT", "/{collection}"): {"vector_size": 2},
     ("PUT", "/points"): POINTS,
@@ -134,7 +142,8 @@ def test_every_operation_can_succeed_and_does_it_as_documented(
     for operation in operations:
         method, path = operation.method.upper(), operation.path
         body = next((body for (m, end), body in BODIES.items() if m == method and path.endswith(end)), NOT_SET)
-        case = operation.Case(path_parameters=real(method, path), body=body, media_type="application/json")
+        kind = "multipart/form-data" if "/audio/" in path else "application/json"
+        case = operation.Case(path_parameters=real(method, path), body=body, media_type=kind)
         answer = case.call_and_validate(base_url=url, session=session, timeout=SECONDS)
         assert answer.status_code == 200, (method, path, answer.text)
     assert len(operations) > 35

@@ -81,25 +81,56 @@ def cards(app: Orchestrator, replicas: Sequence[Replica], slots: Iterable[Slot] 
 def operations() -> dict[str, Any]:
     """OpenAPI's paths for what the data path answers, see `orchestrator.dispatch`: FastAPI does not know of it."""
     return {
-        "/v1/chat/completions": {"post": _operation("Answer a chat, by any model that runs here", _CHAT)},
-        "/v1/completions": {"post": _operation("Complete a text, by any model that runs here", _COMPLETION)},
-    }
+        path: {
+            "post": _operation(summary, {"application/json": {"schema": _BODY, "example": {"model": _NAME} | example}})
+        }
+        for path, (summary, example) in _ASKED.items()
+    } | {"/v1/audio/transcriptions": {"post": _operation("Write down what is said in a recording", _RECORDING)}}
 
 
 _NAME = "Qwen/Qwen2.5-0.5B-Instruct"
-_CHAT = {"model": _NAME, "messages": [{"role": "user", "content": "Which city is the capital of France?"}]}
-_COMPLETION = {"model": _NAME, "prompt": "The capital of France is", "max_tokens": 8}
+_QUESTION = "Which city is the capital of France?"
+_MESSAGES = {"messages": [{"role": "user", "content": _QUESTION}]}
+_BEGUN = {"prompt": "The capital of France is", "max_tokens": 8}
+_TEXTS = ["Paris is the capital of France.", "Berlin is a city in Germany."]
+_ASKED: dict[str, tuple[str, dict[str, Any]]] = {
+    "/v1/chat/completions": ("Answer a chat, by any model that runs here", _MESSAGES),
+    "/v1/completions": ("Complete a text, by any model that runs here", _BEGUN),
+    "/v1/responses": ("Answer by OpenAI's newer API", {"input": _QUESTION}),
+    "/v1/messages": ("Answer by Anthropic's API", {"max_tokens": 100} | _MESSAGES),
+    "/v1/embeddings": ("Make vectors of texts", {"input": _TEXTS}),
+    "/v1/rerank": ("Sort texts by how well they answer a question", {"query": _QUESTION, "documents": _TEXTS}),
+    "/v1/score": ("Compare a text with others", {"text_1": _QUESTION, "text_2": _TEXTS}),
+    "/tokenize": ("Show a text's tokens", {"prompt": _QUESTION}),
+    "/detokenize": ("Make a text of tokens", {"tokens": [1, 2, 3]}),
+}
+_BODY = {
+    "type": "object",
+    "properties": {"model": {"type": ["string", "null"]}, "stream": {"type": ["boolean", "null"]}},
+}
+_FORM_OF_A_RECORDING = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": {"type": "string", "format": "binary"}, "model": {"type": "string"}},
+}
+_RECORDING = {
+    "multipart/form-data": {
+        "schema": _FORM_OF_A_RECORDING,
+        "example": {"file": "the bytes of speech.wav", "model": "openai/whisper-small"},
+    }
+}
 _DESCRIPTION = (
     "`model` chooses the service; the request goes to one of its replicas as it is, and so does the answer, "
-    "with `stream: true` token by token. Served in the same way: embeddings, responses, messages, rerank, score, "
-    "pooling, classify, audio, tokenize and detokenize. One service alone has the base URL `/api/v1/services/{id}/v1`."
+    "with `stream: true` token by token. What an engine cannot do it refuses itself. Served in the same way: "
+    "`/v1/pooling`, `/v1/classify`, `/v2/rerank`, `/v1/messages/count_tokens`, `/v1/audio/translations`, "
+    "`/v1/audio/speech`, and `/rerank`, `/score`, `/pooling` and `/classify` without `/v1`. "
+    "One service alone has the base URL `/api/v1/services/{id}/v1`."
 )
 
 
-def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:
+def _operation(summary: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """`asked`: the media types of the body, each with its schema and an example."""
     error = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
-    properties = {"model": {"type": ["string", "null"]}, "stream": {"type": ["boolean", "null"]}}
-    schema = {"type": "object", "properties": properties}
     answers = {
         "200": ("The engine's answer.", {"application/json": {}, "text/event-stream": {}}),
         "400": ("The engine refuses the request, or it is no JSON.", error),
@@ -112,6 +143,6 @@ def _operation(summary: str, example: dict[str, Any]) -> dict[str, Any]:
         "tags": ["openai"],
         "summary": summary,
         "description": _DESCRIPTION,
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema, "example": example}}},
+        "requestBody": {"required": True, "content": asked},
         "responses": {code: {"description": text, "content": content} for code, (text, content) in answers.items()},
     }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import quote, unquote
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Body, Path
 from pydantic import AfterValidator
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,6 +45,21 @@ CollectionName = Annotated[
     Path(description="The name of a collection.", examples=["my_documents"]),
     AfterValidator(vectors.check_name),
 ]
+CollectionBody = Annotated[dict[str, Any], Body(examples=[{"vector_size": 384, "distance": "Cosine"}])]
+PointsBody = Annotated[
+    dict[str, Any],
+    Body(
+        examples=[
+            {
+                "points": [
+                    {"id": 1, "vector": [0.1, 0.2, 0.3, 0.4], "payload": {"text": "First document"}},
+                    {"id": 2, "vector": [0.4, 0.5, 0.6, 0.7], "payload": {"text": "Second document"}},
+                ]
+            }
+        ]
+    ),
+]
+SearchBody = Annotated[dict[str, Any], Body(examples=[{"query_vector": [0.1, 0.2, 0.3, 0.4], "limit": 5}])]
 # Of the routes that also take a body of Qdrant's own API.
 _REFUSED: dict[int | str, dict[str, Any]] = {
     status: {
@@ -107,7 +122,7 @@ async def show_collection(app: App, service_id: ServiceId, collection: Collectio
     responses=_REFUSED,
 )
 async def create_collection(
-    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
+    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: CollectionBody
 ) -> CollectionCreated | Response:
     """`{"vector_size": 384, "distance": "Cosine"}`. A body of Qdrant's own API (`vectors`) is passed on as it is."""
     wanted, replica = await ready(app, service_id)
@@ -140,7 +155,7 @@ async def delete_collection(app: App, service_id: ServiceId, collection: Collect
     responses=_REFUSED,
 )
 async def upsert_points(
-    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
+    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: PointsBody
 ) -> PointsUpserted | Response:
     """`{"points": [{"id": 1, "vector": [0.1, …], "payload": {…}}]}`. Qdrant's own `batch` is passed on as it is."""
     wanted, replica = await ready(app, service_id)
@@ -161,7 +176,7 @@ async def upsert_points(
     responses=_REFUSED,
 )
 async def search_points(
-    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
+    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: SearchBody
 ) -> SearchResults | Response:
     """`{"query_vector": [0.1, …], "limit": 10}`. A body of Qdrant's own API (`vector`) is passed on as it is."""
     wanted, replica = await ready(app, service_id)
@@ -180,7 +195,7 @@ async def search_points(
     responses=_REFUSED,
 )
 async def search_points_short(
-    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: dict[str, Any]
+    app: App, service_id: ServiceId, collection: CollectionName, request: Request, body: SearchBody
 ) -> SearchResults | Response:
     """The same as `POST …/points/search`."""
     return await search_points(app, service_id, collection, request, body)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -24,6 +24,7 @@ JSON = "application/json"
 TEXT = "text/plain"
 MODEL = "gpt2"  # of the services that run
 EVENTS = "text/event-stream"
+SPEECH = bytes(range(256)) * 1000  # the recording of the documents
 # What the documents write where a reader writes an id of their own: 3652098, sg-3652098, 3652098:8002.
 PLACE = re.compile(r"(?<=/)(?P<alias>sg-)?\d{5,}(?P<port>:\d+)?(?=[/?]|$)")
 # Environment names of the documents, and the engine's option that each becomes.
@@ -98,11 +99,12 @@ class Call:
         return str(self.api.show(self.id)["endpoint"])
 
     def run(self, during: "During | None" = None) -> Answer:
-        """The very command, with an id of ours, and with the head of the answer printed too."""
+        """The very command, with an id of ours, where its file is, and with the head of the answer printed too."""
         url = PLACE.sub(rf"\g<alias>{self.id}", self.curl.url)
         words = (url if word == self.curl.url else word for word in self.curl.argv[1:])
-        with NamedTemporaryFile() as printed, NamedTemporaryFile() as trouble:
-            process = subprocess.Popen(["curl", "-q", "-sS", "-i", *words], stdout=printed, stderr=trouble)
+        with NamedTemporaryFile() as printed, NamedTemporaryFile() as trouble, TemporaryDirectory() as here:
+            Path(here, "speech.wav").write_bytes(SPEECH)
+            process = subprocess.Popen(["curl", "-q", "-sS", "-i", *words], stdout=printed, stderr=trouble, cwd=here)
             try:
                 if during:
                     during(self, Path(printed.name))
@@ -398,6 +400,49 @@ def completed(call: Call, answer: Answer) -> None:
     assert answer.json()["choices"][0]["text"].startswith(call.asked["prompt"].split()[0])
 
 
+def embedded(call: Call, answer: Answer) -> None:
+    data = answer.json()["data"]
+    assert [one["index"] for one in data] == list(range(len(call.asked["input"])))
+    assert all(isinstance(number, float) for one in data for number in one["embedding"])
+
+
+def reranked(call: Call, answer: Answer) -> None:
+    results = answer.json()["results"]
+    assert sorted(one["index"] for one in results) == list(range(len(call.asked["documents"])))
+    scores = [one["relevance_score"] for one in results]
+    assert scores == sorted(scores, reverse=True) and scores[0] > scores[-1]
+
+
+def scored(call: Call, answer: Answer) -> None:
+    first, second = (one["score"] for one in answer.json()["data"])
+    assert first < second
+
+
+def transcribed(call: Call, answer: Answer) -> None:
+    """The engine has got all of the file."""
+    assert answer.json()["text"] == f"{len(SPEECH)} bytes of speech"
+
+
+def responded(call: Call, answer: Answer) -> None:
+    (message,) = answer.json()["output"]
+    assert message["content"][0]["text"] == call.asked["input"]
+
+
+def message_written(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["type"], told["role"]) == ("message", "assistant")
+    assert told["content"][0]["text"] == call.asked["messages"][0]["content"]
+
+
+def tokenized(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert 0 < told["count"] == len(told["tokens"])
+
+
+def detokenized(call: Call, answer: Answer) -> None:
+    assert len(answer.json()["prompt"].split()) == len(call.asked["tokens"])
+
+
 def version(call: Call, answer: Answer) -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", answer.json()["version"])
 
@@ -643,6 +688,14 @@ PROMISES = {
     "GET /v1/models/{model:}": Promise(openai_model),
     "POST /v1/chat/completions": Promise(chatted),
     "POST /v1/completions": Promise(completed),
+    "POST /v1/embeddings": Promise(embedded),
+    "POST /v1/rerank": Promise(reranked),
+    "POST /v1/score": Promise(scored),
+    "POST /v1/audio/transcriptions": Promise(transcribed),
+    "POST /v1/responses": Promise(responded),
+    "POST /v1/messages": Promise(message_written),
+    "POST /tokenize": Promise(tokenized),
+    "POST /detokenize": Promise(detokenized),
     "GET /version": Promise(version),
     "GET /api/v1/services/{id}/v1/models": Promise(openai_models, LLM),
     "POST /api/v1/preflight": Promise(looked_at),

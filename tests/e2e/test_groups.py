@@ -61,7 +61,7 @@ def all_at_once(api: Api, path: str, group: str) -> list[httpx2.Response]:
 
     async def work() -> list[httpx2.Response]:
         async with httpx2.AsyncClient(limits=no_limits, timeout=60, trust_env=False) as http:
-            prompts = (body(path, f"sleep 4 number {n}") for n in range(MANY))
+            prompts = (body(path, f"sleep 6 number {n}") for n in range(MANY))
             return await asyncio.gather(*(http.post(url, json=prompt) for prompt in prompts))
 
     return asyncio.run(work())
