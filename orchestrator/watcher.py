@@ -59,8 +59,9 @@ class Watcher:
     _keys: dict[str, str] = field(default_factory=dict)
     _retired: dict[str, datetime] = field(default_factory=dict)  # since when, jobs by submission id
     _waits: dict[str, tuple[datetime, timedelta | None]] = field(default_factory=dict)  # when asked, the answer
-    _set_at: datetime | None = None  # when the clock was last found to have been set; graces count from there
+    _anew: datetime | None = None  # graces count from there: the first answer after silence, or the clock was set
     _clocks: tuple[datetime, float] | None = None  # both clocks at the last turn
+    _answered: bool = False  # whether the scheduler has answered this process
     _probes: int = 0
     _first_answers: set[str] = field(default_factory=set)  # of jobs, and not recorded yet
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
@@ -121,7 +122,7 @@ class Watcher:
         try:
             answer = await self.scheduler.query([job.name for _, job in rows])
             known: Mapping[str, JobInfo] | None = answer
-            self.stale_since, self.trouble = None, ""
+            self._hear()
             self.estimates = {name: info.starts_at for name, info in answer.items() if info.starts_at is not None}
         except SchedulerUnknown as exc:
             # Unknown is not gone: nothing is concluded from silence.
@@ -144,6 +145,14 @@ class Watcher:
         self.unrecorded = unrecorded
         self.last_look, self.turn_seconds = self.clock(), time.perf_counter() - began
 
+    def _hear(self) -> None:
+        """The scheduler has answered. Its first answer after silence, or to this process, may lack jobs that it has yet
+        to read back, and requests that still wait to be taken: no grace ends by it."""
+        if self.stale_since is not None or not self._answered:
+            self._anew = self.clock()
+        self._answered = True
+        self.stale_since, self.trouble = None, ""
+
     def _compare_clocks(self) -> None:
         """A clock that is set ahead must not end a grace, nor one that is set back make it last for days."""
         now, steady = self.clock(), self.steady()
@@ -151,7 +160,7 @@ class Watcher:
             jump = (now - self._clocks[0]).total_seconds() - (steady - self._clocks[1])
             if abs(jump) > JUMP_SECONDS:
                 log.warning("the clock was set by %+.0f s; graces count from now", jump)
-                self._set_at = now
+                self._anew = now
         self._clocks = now, steady
 
     async def _follow(self, service: Service, job: Job, info: JobInfo | None) -> Job:
@@ -165,7 +174,7 @@ class Watcher:
         now = self.clock()
         ended = self.services.folder(job.submission_id).read_exit()
         unwanted = service.cancelled_at is not None or role_of(service, job) is Role.RETIRED
-        known = last_known(job, now, self._set_at)
+        known = last_known(job, now, self._anew)
         changes = follow(job, info, ended, cancelled=unwanted, now=now, grace=self.grace, known=known)
         if changes is None:
             await self._submit_again(job)
@@ -339,10 +348,10 @@ def is_here(node: str) -> bool:
     return node == "localhost" or node.partition(".")[0] == socket.gethostname().partition(".")[0]
 
 
-def last_known(job: Job, now: datetime, set_at: datetime | None) -> datetime:
-    """From when the grace of a job counts: since it was seen or recorded, or since the clock was set after that."""
+def last_known(job: Job, now: datetime, anew: datetime | None) -> datetime:
+    """From when the grace of a job counts: since it was seen or recorded, or since graces count anew after that."""
     known = job.seen_at or job.recorded_at
-    return known if set_at is None or set_at <= known <= now else set_at
+    return known if anew is None or anew <= known <= now else anew
 
 
 def follow(
@@ -365,6 +374,7 @@ def follow(
     3. It is silent about a job that it never showed:
        within the grace, wait; afterwards give up if sbatch broke off (the user was told), else submit again.
     4. It is silent about a job that it used to show: a cancelled one has ended; another is lost after the grace.
+       While the grace counts anew, also a cancelled one may turn up again.
     """
     if info is not None:
         return _told(job, info, ended, now)
@@ -372,10 +382,11 @@ def follow(
         return _left(job, ended, cancelled=cancelled)
     if job.state is JobState.SUBMITTING:
         return _never_seen(job, cancelled=cancelled, now=now, late=now - known > grace)
+    anew = known > (job.seen_at or job.recorded_at)
+    if now - known <= grace and (anew or not cancelled):
+        return {}
     if cancelled:
         return {"state": JobState.CANCELLED, "ended_at": now}
-    if now - known <= grace:
-        return {}
     reason = f"the scheduler no longer knows job {job.job_id}, and it left no exit code"
     return {"state": JobState.LOST, "reason": reason, "ended_at": now}
 

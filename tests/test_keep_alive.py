@@ -374,6 +374,7 @@ def test_what_was_never_accepted_is_not_kept(slurm: FakeSlurm) -> None:
         async with orchestrated(slurm.home / "o", slurm.scheduler(timeout=0.2)) as parts:
             with pytest.raises(Exception, match="did not answer"):
                 await parts.start(KEPT)
+            await parts.watcher.look()
             parts.clock.advance(61)
             await parts.watcher.look()
             ((service, _),) = await parts.store.services()

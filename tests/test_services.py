@@ -176,6 +176,7 @@ def test_silence_is_neither_yes_nor_no_until_the_grace_is_over(slurm: FakeSlurm)
         with pytest.raises(Conflict, match="still being submitted") as caught:
             await parts.start(idempotency_key="k")
         assert caught.value.retry_after == 2
+        await parts.watcher.look()
         parts.clock.advance(60)
         await parts.watcher.look()
         assert await parts.status(service) is ServiceStatus.PENDING
@@ -286,6 +287,7 @@ def test_a_request_that_is_broken_off_leaves_the_job_to_the_watcher(slurm: FakeS
         await asyncio.wait({request})
         assert parts.services.submitting == set()
         slurm.behave("sbatch")
+        await parts.watcher.look()
         parts.clock.advance(61)
         await parts.watcher.look()
         assert list(slurm.jobs()) == ["100"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.errors import SchedulerUnknown
 from orchestrator.models import Job, JobState, Service, ServiceStatus
 from orchestrator.runs import Exit
 from orchestrator.schedulers import JobInfo
@@ -243,6 +244,105 @@ ACCEPTED_UNSAID = 'rm "$STATE/sbatch.sh"; "$0" "$@" >"$STATE/unsaid"; mv "$STATE
 NEVER_REACHED = 'touch "$STATE/reached"; sleep 1000'
 
 
+UNREACHABLE = "echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1"
+SILENT = "echo 'Socket timed out on send/recv operation' >&2; exit 1"
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["wanted", "cancelled"])
+def test_the_first_answer_after_an_outage_ends_no_job_that_it_lacks(slurm: FakeSlurm, cancelled: bool) -> None:
+    """slurmctld is back, and lists the job one answer later."""
+
+    async def work() -> None:
+        async with orchestrated(slurm.home / "o", slurm.scheduler()) as parts:
+            service, _ = await parts.start()
+            slurm.change("100", state="RUNNING", nodelist="node1")
+            await parts.watcher.look()
+            listed = slurm.jobs()["100"]
+            slurm.behave("squeue", UNREACHABLE)
+            await parts.watcher.look()
+            if cancelled:
+                await parts.services.cancel(*await parts.store.find("100"), actor="test", drains=True)
+            parts.clock.advance(600)
+            slurm.behave("squeue")
+            slurm.forget("100")
+            await parts.watcher.look()
+            assert (await parts.store.find("100"))[1].state is S.RUNNING
+            slurm.change("100", **listed)
+            parts.clock.advance(10)
+            for _ in range(2):
+                await parts.watcher.look()
+            assert (await parts.store.find("100"))[1].state is (S.CANCELLED if cancelled else S.RUNNING)
+            assert slurm.jobs()["100"]["state"] == ("CANCELLED" if cancelled else "RUNNING"), "no job without a service"
+            assert await parts.status(service) is (ServiceStatus.CANCELLED if cancelled else ServiceStatus.CONFIGURING)
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize(("cancelled", "end"), [(False, S.LOST), (True, S.CANCELLED)], ids=["wanted", "cancelled"])
+def test_after_an_outage_the_grace_is_what_it_was(slurm: FakeSlurm, cancelled: bool, end: JobState) -> None:
+    async def work() -> None:
+        async with orchestrated(slurm.home / "o", slurm.scheduler()) as parts:
+            await parts.start()
+            await parts.watcher.look()
+            slurm.behave("squeue", UNREACHABLE)
+            await parts.watcher.look()
+            if cancelled:
+                await parts.services.cancel(*await parts.store.find("100"), actor="test", drains=True)
+            parts.clock.advance(600)
+            slurm.behave("squeue")
+            slurm.forget("100")
+            states = []
+            for seconds in (0, 60, 1):
+                parts.clock.advance(seconds)
+                await parts.watcher.look()
+                states.append((await parts.store.find("100"))[1].state)
+            assert states == [S.PENDING, S.PENDING, end]
+
+    asyncio.run(work())
+
+
+def test_an_sbatch_that_slurm_takes_after_an_outage_is_adopted(slurm: FakeSlurm) -> None:
+    """It was not answered; the request waits in the controller, and is taken after its first answer."""
+
+    async def work() -> None:
+        async with orchestrated(slurm.home / "o", slurm.scheduler()) as parts:
+            slurm.behave("sbatch", SILENT)
+            slurm.behave("squeue", SILENT)
+            with pytest.raises(SchedulerUnknown):
+                await parts.start()
+            ((_, job),) = await parts.store.services()
+            await parts.watcher.look()
+            parts.clock.advance(600)
+            slurm.behave("squeue")
+            await parts.watcher.look()
+            slurm.change("100", name=job.name, state="PENDING")
+            parts.clock.advance(10)
+            await parts.watcher.look()
+            service, job = await parts.store.find("100")
+            assert (service.id, job.state) == ("100", S.PENDING)
+            assert len(slurm.calls("sbatch")) == 1
+
+    asyncio.run(work())
+
+
+def test_what_a_crash_left_in_an_outage_is_not_submitted_again_by_the_first_answer(slurm: FakeSlurm) -> None:
+    async def work() -> None:
+        clock = Clock()
+        await crash_while_submitting(slurm, clock, NEVER_REACHED)
+        clock.advance(600)
+        async with orchestrated(slurm.home / "o", slurm.scheduler(), clock) as parts:
+            ((_, job),) = await parts.store.services()
+            await parts.watcher.look()
+            slurm.change("7", name=job.name, state="PENDING")
+            clock.advance(10)
+            for _ in range(2):
+                await parts.watcher.look()
+            assert list(slurm.jobs()) == ["7"], "submitted twice"
+            assert (await parts.store.find("7"))[1].state is S.PENDING
+
+    asyncio.run(work())
+
+
 async def crash_while_submitting(slurm: FakeSlurm, clock: Clock, behaviour: str) -> None:
     """An orchestrator dies while sbatch runs."""
     slurm.behave("sbatch", behaviour)
@@ -294,8 +394,9 @@ def test_what_is_submitted_again_and_refused_has_failed_in_slurms_words(slurm: F
         clock = Clock()
         await crash_while_submitting(slurm, clock, NEVER_REACHED)
         slurm.behave("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
-        clock.advance(61)
         async with orchestrated(slurm.home / "o", slurm.scheduler(), clock) as parts:
+            await parts.watcher.look()
+            clock.advance(61)
             await parts.watcher.look()
             ((_service, job),) = await parts.store.services()
             assert (job.state, job.reason) == (S.FAILED, "sbatch: invalid partition specified: x")

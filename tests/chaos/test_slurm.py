@@ -37,7 +37,7 @@ def test_an_sbatch_that_times_out_although_it_was_accepted(deployment: Deploymen
     sbatch.write_text(HANGING_SBATCH)
     sbatch.chmod(0o755)
     path = deployment.cluster.environment(deployment.cluster.user)["PATH"]
-    deployment.environment |= {"PATH": f"{folder}:{path}", "ORCHESTRATOR_COMMAND_SECONDS": "3"}
+    deployment.environment |= {"PATH": f"{folder}:{path}", "ORCHESTRATOR_COMMAND_SECONDS": "8"}
     deployment.start_orchestrator()
     deployment.start_gateway()
     before, key = accepted(deployment), {"Idempotency-Key": "once"}
@@ -47,7 +47,7 @@ def test_an_sbatch_that_times_out_although_it_was_accepted(deployment: Deploymen
         answer = api.http.post("/api/v1/services", json=BODY, headers=key)
         took = time.monotonic() - began
         assert answer.status_code == 502
-        assert "sbatch did not answer within 3 s" in answer.json()["detail"]
+        assert "sbatch did not answer within 8 s" in answer.json()["detail"]
         adopted = wait_for(
             lambda: api.http.post("/api/v1/services", json=BODY, headers=key).status_code == 200, "found"
         )
@@ -58,6 +58,38 @@ def test_an_sbatch_that_times_out_although_it_was_accepted(deployment: Deploymen
     taken = accepted(deployment) - before
     figures.add("sbatch: times out, accepted", error_after_s=took, adopted_after_s=adopted, jobs=taken)
     assert taken == 1, "the job was submitted again"
+
+
+@pytest.mark.timeout(120)
+def test_a_submission_that_waits_in_a_stopped_slurmctld_is_adopted(deployment: Deployment, figures: Figures) -> None:
+    """sbatch gives up, the grace is long over, and when slurmctld goes on it takes the request from its socket."""
+    deployment.grace_seconds = 5
+    deployment.environment["ORCHESTRATOR_COMMAND_SECONDS"] = "8"
+    deployment.start_orchestrator()
+    deployment.start_gateway()
+    before, key = accepted(deployment), {"Idempotency-Key": "waits"}
+    with laptop_api() as api:
+        wait_for(api.ready, "the gateway is ready")
+        pid = read_pid(deployment.cluster, "slurmctld")
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            answer = api.http.post("/api/v1/services", json=BODY, headers=key)
+            assert answer.status_code == 502, answer.text
+            (shown,) = api.get("/api/v1/services")
+            wait_for(lambda: _stale(api, shown["id"]), "staleness is shown")
+            holds(lambda: api.status(shown["id"]) == "pending", "nothing is concluded", deployment.grace_seconds + 1)
+        finally:
+            _bring_back(deployment.cluster, pid, signal.SIGSTOP)
+        adopted = wait_for(
+            lambda: api.http.post("/api/v1/services", json=BODY, headers=key).status_code == 200, "found"
+        )
+        service_id = api.http.post("/api/v1/services", json=BODY, headers=key).json()["id"]
+        api.until(service_id, "running")
+        assert [service["id"] for service in api.get("/api/v1/services")] == [service_id]
+        assert [line.split("|")[0] for line in deployment.cluster.squeue().splitlines()] == [service_id]
+    taken = accepted(deployment) - before
+    figures.add("slurmctld: stopped while a job is submitted", adopted_after_s=adopted, jobs=taken)
+    assert taken == 1, "Slurm has taken another number of jobs than were asked for"
 
 
 @pytest.mark.timeout(90 + 2 * OUTAGE_SECONDS)
