@@ -8,6 +8,7 @@ HOME/runs/<submission id>/      0700
   endpoints.N.json              the same of node N where the job has several
   exit.json                     written by the script's EXIT trap: how it ended
   claim/                        made by the first job that runs the script
+  guard/                        of vLLM's recipes: what asks for the engine's key
 """
 
 import contextlib

@@ -1,10 +1,12 @@
 """A program that looks like vLLM on the wire, for tests that need many engines in no time.
 
     VLLM_API_KEY=… python fake_engine.py --model M --served-model-name N --host H --port P
-        [--tensor-parallel-size T] [--max-model-len L] [--gpu-memory-utilization G] [--load-seconds S] [anything else]
+        [--tensor-parallel-size T] [--max-model-len L] [--gpu-memory-utilization G] [--load-seconds S]
+        [--middleware MODULE.CLASS] [anything else]
 
-Standard library only; it writes nothing to disk. As vLLM, it does not listen until it has loaded, and the key guards
-/v1 alone. One word is one token. Words in a prompt command it:
+Standard library only; it writes nothing to disk. As vLLM, it does not listen until it has loaded, its key guards /v1
+alone, /invocations and /tokenize not, and it loads middleware by its name. One word is one token. Words in a prompt
+command it:
 
     sleep 2      wait 2 s before the first token          delay 0.1   wait 0.1 s before each token
     status 500   answer with that status                  die         end the process (exit code 9) after 2 tokens
@@ -19,6 +21,7 @@ further ones wait. A model named *-base has no chat template.
 import argparse
 import asyncio
 import contextlib
+import importlib
 import json
 import os
 import re
@@ -126,6 +129,10 @@ class Engine:
         self.broken = environment.get("FAKE_BROKEN", "")
         self.slots = asyncio.Semaphore(int(environment.get("FAKE_SLOTS", "1000000")))
         self.accepted = self.running = self.waiting = self.succeeded = self.prompt_tokens = self.generation_tokens = 0
+        self.middleware: Any = reached
+        for name in options.middleware:
+            module, _, kind = name.rpartition(".")
+            self.middleware = getattr(importlib.import_module(module), kind)(self.middleware)
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
@@ -143,7 +150,11 @@ class Engine:
 
     async def answer(self, request: Request, connection: Connection) -> None:
         route = f"{request.method} {request.path}"
-        if request.path.startswith("/v1") and self.key and request.headers.get("authorization") != f"Bearer {self.key}":
+        if refused := await self.refused(request):
+            await connection.send(*refused)
+        elif (
+            request.path.startswith("/v1") and self.key and request.headers.get("authorization") != f"Bearer {self.key}"
+        ):
             await connection.send(401, {"error": "Unauthorized"})
         elif route in ("GET /health", "GET /ping"):
             await connection.send(200, "")
@@ -154,12 +165,26 @@ class Engine:
             await connection.send(200, told.read_text() if self.told and told.is_file() else self.metrics())
         elif route == "GET /v1/models":
             await connection.send(200, {"object": "list", "data": [self.model(name) for name in self.names]})
-        elif route in ("POST /v1/chat/completions", "POST /v1/completions"):
+        elif route in ("POST /v1/chat/completions", "POST /v1/completions", "POST /invocations"):
             await self.complete(request, connection)
         elif request.method == "POST" and request.path in TASKS:
             await connection.send(200, self.do(request))
         else:
             await connection.send(404, {"detail": "Not Found"})
+
+    async def refused(self, request: Request) -> tuple[int, JSON] | None:
+        """What the middleware answers in the engine's place, None when it lets a request through."""
+        headers = [(name.encode(), value.encode("latin-1")) for name, value in request.headers.items()]
+        scope = {"type": "http", "method": request.method, "path": request.path, "headers": headers}
+        sent: list[JSON] = []
+
+        async def send(message: JSON) -> None:
+            sent.append(message)
+
+        await self.middleware(scope, None, send)
+        if sent[0]["type"] == "reached":
+            return None
+        return sent[0]["status"], json.loads(sent[1]["body"])
 
     def model(self, name: str) -> JSON:
         shown: JSON = {"id": name, "object": "model", "created": self.created, "owned_by": "vllm"}
@@ -194,7 +219,9 @@ class Engine:
     async def complete(self, request: Request, connection: Connection) -> None:
         """Generate, and stop as soon as the client leaves."""
         asked = parse(request.body)
-        generation = self.accept(asked, chat="chat" in request.path)
+        generation = self.accept(
+            asked, chat="messages" in asked if "/v1" not in request.path else "chat" in request.path
+        )
         if asked.get("stream"):
             with_usage = bool((asked.get("stream_options") or {}).get("include_usage"))
             work = asyncio.create_task(connection.send_events(self.events(generation, with_usage)))
@@ -288,6 +315,11 @@ class Engine:
         if with_usage:
             yield json.dumps(self.shape(generation, [], ".chunk") | {"usage": generation.usage})
         yield "[DONE]"
+
+
+async def reached(scope: JSON, receive: Any, send: Any) -> None:
+    """The innermost application: a request that comes here is answered by the engine."""
+    await send({"type": "reached"})
 
 
 def parse(body: bytes) -> JSON:
@@ -432,6 +464,7 @@ def arguments(words: list[str], environment: dict[str, str]) -> argparse.Namespa
     parser.add_argument("--tensor-parallel-size", type=int, default=1)
     parser.add_argument("--max-model-len", type=int, default=2048)
     parser.add_argument("--gpu-memory-utilization", type=float, default=0.9)
+    parser.add_argument("--middleware", action="append", default=[])
     parser.add_argument("--load-seconds", type=float, default=float(environment.get("FAKE_LOAD_SECONDS", "0")))
     known, unknown = parser.parse_known_args(words)
     if unknown:

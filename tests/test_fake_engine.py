@@ -72,6 +72,14 @@ def test_answers_like_vllm(start: Start) -> None:
     assert engine.wait(20) == 0
 
 
+def test_its_own_key_leaves_open_what_vllms_does(start: Start) -> None:
+    _, connection = start()
+    status, body = ask(connection, "/invocations", chat("say hello"), Authorization="")
+    assert (status, json.loads(body)["object"]) == (200, "chat.completion")
+    assert ask(connection, "/tokenize", {"prompt": "one two"}, Authorization="")[0] == 200
+    assert ask(connection, "/v1/completions", {"prompt": "one two"}, Authorization="")[0] == 401
+
+
 def test_refuses_like_vllm(start: Start) -> None:
     _, connection = start()
     assert ask(connection, "/v1/models", Authorization="Bearer wrong") == (401, '{"error": "Unauthorized"}')

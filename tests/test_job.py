@@ -230,8 +230,8 @@ def test_nothing_that_it_writes_can_be_read_by_others(bench: Bench) -> None:
     folder = bench.script("record", secrets={"VLLM_API_KEY": "key"})
     ended = bench.run(folder)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder.path, *folder.path.rglob("*"))}
-    files = {"job", "job.sh", "secrets.env", "endpoints.json", "exit.json"}
-    assert modes == {"run": 0o700, "claim": 0o700} | dict.fromkeys(files, 0o600)
+    files = {"job", "job.sh", "secrets.env", "endpoints.json", "exit.json", "sluicegate_guard.py"}
+    assert modes == {"run": 0o700, "claim": 0o700, "guard": 0o700} | dict.fromkeys(files, 0o600)
     assert ended.engines[0]["umask"] == 0o077
 
 
@@ -528,7 +528,7 @@ def test_a_value_arrives_literally_or_is_refused_by_name(bench: Bench, recipe: R
     assert {path: arrived(recipe, path, engine) for path in taken} == dict.fromkeys(taken, value)
     assert ended.code == 0 and not marker.exists()
     names = {"claim", "endpoints.json", "exit.json", "job.sh", "secrets.env"}
-    own = {"qdrant.yaml", "sglang.yaml", "models"}  # what a recipe's own `setup` makes
+    own = {"qdrant.yaml", "sglang.yaml", "models", "guard"}  # what a recipe's own `setup` makes
     assert {path.name for path in folder.path.iterdir()} - own == names
 
 
@@ -580,7 +580,9 @@ def test_a_value_of_the_site_arrives_literally(bench: Bench, value: str) -> None
     assert [f"/data/{value}:/data", f"{cache}:{cache}"] == [w for w in words if w.startswith(("/data/", "/cache/"))][
         ::-1
     ]
-    assert words[words.index(value, words.index("HF_TOKEN")) :][:2] == [value, value]  # the image and the command
+    started = words[words.index(value, words.index("HF_TOKEN")) :]
+    assert started[:3] == [value, "bash", "-c"]  # the image
+    assert started[4:7] == ["guarded", str(folder.path / "guard"), value]  # the command
     assert not marker.exists()
 
 
@@ -608,6 +610,7 @@ def names_of_the_scripts(bench: Bench) -> set[str]:
     for recipe in BOOK.all():
         config = {"environment": {"CUDA_VISIBLE_DEVICES": "0"}} if "CUDA_VISIBLE_DEVICES" in recipe.parameters else {}
         text = bench.script("record", config, recipe=recipe).script.read_text()
+        text = re.sub(r"(?s)<<'END_OF_GUARD'.*^END_OF_GUARD$", "", text, flags=re.MULTILINE)  # that is Python
         for line in re.findall(r"(?m)^\s*(?:[A-Z_]+(?:\[\S+\])?\+?=\S+\s*)+$", text):  # several on one line
             found |= set(re.findall(r"(?:^|\s)([A-Z_]+)(?:\[\S+\])?\+?=", line))
         for pattern in (r"(?m)^\s*(?:local )?", r"\bfor (?:\(\()?", r"\bexec \{", r"\bread .*-a "):

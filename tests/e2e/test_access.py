@@ -65,6 +65,8 @@ def reached(deployment: Deployment, secret: str) -> Iterator[tuple[Api, str, str
         wait_for(api.ready, "the gateway is ready")
         made = api.start("vllm-single-node", SMALL | {"model": MODEL})
         api.until(made["id"], "running")
+        # Where the orchestrator does not answer /health in time, the gateway's has nothing of it.
+        wait_for(lambda: "tcp" in api.get("/health")["orchestrator"], "the orchestrator says its address")
         tcp = api.get("/health")["orchestrator"]["tcp"]
         yield api, tcp, api.show(made["id"])["endpoint"]
 
@@ -86,7 +88,9 @@ def test_another_user_gets_nowhere(
         if user == cluster.other or host == "login":  # a UNIX socket is its machine's own
             told = cluster.run(host, ["/usr/bin/python3", "-c", CONNECT, str(deployment.socket)], user=user)
             assert told.stdout.strip() == result, told
-    for url in (f"{tcp}/v1/chat/completions", f"{engine}/v1/chat/completions"):
+    # vLLM's own key guards the first of the engine's alone.
+    prompts = [f"{engine}{path}" for path in ("/v1/chat/completions", "/invocations", "/tokenize", "/metrics")]
+    for url in (f"{tcp}/v1/chat/completions", *prompts):
         status, answer = ask(cluster, host, cluster.other, url)
         assert (status, secret in answer) == (401, False), (url, answer)
     assert ask(cluster, host, cluster.other, f"{tcp}/api/services", "")[0] == 401

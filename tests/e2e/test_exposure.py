@@ -163,31 +163,37 @@ def by_others(deployment: Deployment, shown: dict[str, Any], words: dict[str, st
             assert {"ps axwwe -o user,pid,args"} <= set(places)
             assert report["looked"]["scontrol"] == 2 and report["looked"]["squeue"] == 1
             assert report["refused"] == ["connect", "list"]
-        assert httpx_status(cluster, node, shown["endpoint"]) == "401"
+        for path in ("/v1/models", "/invocations", "/tokenize", "/metrics", "/version", "/nothing"):
+            assert engine_status(cluster, node, shown["endpoint"] + path) == "401", path
+        assert engine_status(cluster, node, shown["endpoint"] + "/health") == "200"
 
 
-def httpx_status(cluster: Cluster, host: str, endpoint: str) -> str:
+def engine_status(cluster: Cluster, host: str, url: str) -> str:
     """What the engine answers somebody without its key."""
     code = (
         "import sys, urllib.request as u, urllib.error as e\n"
         "try:\n    print(u.urlopen(sys.argv[1]).status)\nexcept e.HTTPError as exc:\n    print(exc.code)\n"
     )
-    done = cluster.run(host, ["/usr/bin/python3", "-c", code, f"{endpoint}/v1/models"], user=cluster.other, check=True)
+    done = cluster.run(host, ["/usr/bin/python3", "-c", code, url], user=cluster.other, check=True)
     return done.stdout.strip()
 
 
 def by_the_owner(deployment: Deployment, words: dict[str, str]) -> None:
     """All files of the state folder are the owner's alone, and the secrets are in one of them."""
     modes: dict[str, str] = {}
-    for path in (deployment.home, *deployment.home.rglob("*")):
-        about = path.lstat()
+    paths = (deployment.home, *deployment.home.rglob("*"))
+    for path in paths:
+        try:
+            about = path.lstat()
+            content = path.read_bytes() if stat.S_ISREG(about.st_mode) and path.name != "secrets.env" else b""
+        except FileNotFoundError:
+            continue  # the orchestrator runs, and renames what it has written
         wanted = 0o700 if stat.S_ISDIR(about.st_mode) else 0o600
         if stat.S_IMODE(about.st_mode) != wanted:
             modes[str(path)] = oct(about.st_mode)
-        if stat.S_ISREG(about.st_mode) and path.name != "secrets.env":
-            content = path.read_bytes()
-            assert [label for label, word in words.items() if word.encode() in content] == [], path
+        assert [label for label, word in words.items() if word.encode() in content] == [], path
     assert modes == {}
+    assert deployment.home / "orchestrator.db" in paths
     with sqlite3.connect(f"file:{deployment.home}/orchestrator.db?mode=ro", uri=True) as database:
         details = [row[0] for row in database.execute("SELECT detail FROM event")]
     database.close()

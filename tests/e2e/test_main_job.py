@@ -4,6 +4,7 @@ import pytest
 
 from tests.cluster.cluster import Cluster
 from tests.e2e.deployment import Api, Deployment, laptop_api, run_example, wait_for
+from tests.e2e.test_access import ask
 from tests.vllm.fixtures import VllmEnvironment
 
 pytestmark = pytest.mark.cluster
@@ -32,6 +33,10 @@ def test_a_prompt_is_answered_by_a_real_model(
         assert "Paris" in answer["text"]
         assert seen[-2:] == ["configuring", "running"]
         assert api.get(f"/api/v1/vllm/{service['id']}/models")["models"] == ["smollm2"]
+        shown, cluster = api.show(service["id"]), deployment.cluster
+        (node,) = shown["nodes"]
+        for path in ("/v1/chat/completions", "/invocations", "/tokenize", "/metrics", "/openapi.json"):
+            assert ask(cluster, node, cluster.other, shown["endpoint"] + path, "smollm2")[0] == 401, path
         api.cancel(service["id"])
         wait_for(lambda: f"|{deployment.cluster.user}" not in _unended(deployment.cluster), "squeue is empty")
         assert api.status(service["id"]) == "cancelled"

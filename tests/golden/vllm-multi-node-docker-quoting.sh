@@ -169,6 +169,65 @@ if [ -r "$RUN/secrets.env" ]; then
   . "$RUN/secrets.env"
   set +a
 fi
+# vLLM's own check of the key leaves some paths out; this one, which vLLM loads, leaves out /health alone.
+if [ -z "$PART" ]; then
+  mkdir -p guard || fail "cannot make the folder $RUN/guard"
+  cat >guard/sluicegate_guard.py <<'END_OF_GUARD' || fail "cannot write $RUN/guard/sluicegate_guard.py"
+"""What asks for the engine's key, inside the engine: vLLM's own check leaves some paths out, /invocations among them.
+
+A job's script writes this file into the run folder, and vLLM loads it by `--middleware sluicegate_guard.Guard`. It runs
+under vLLM's interpreter, whichever that is: the standard library only. The key is VLLM_API_KEY.
+"""
+
+import hmac
+import os
+
+OPEN = "/health"  # says nothing but whether the engine serves
+REFUSED = b'{"error":"Unauthorized"}'
+HEADERS = [
+    (b"content-type", b"application/json"),
+    (b"content-length", b"%d" % len(REFUSED)),
+    (b"www-authenticate", b"Bearer"),
+]
+
+
+class Guard:
+    """An ASGI middleware. Every path but /health wants `Authorization: Bearer` and the key, by every method."""
+
+    def __init__(self, app):
+        self.app = app
+        self.key = os.environ.get("VLLM_API_KEY", "").encode()
+        if not self.key:
+            raise RuntimeError("VLLM_API_KEY is not set: this engine would answer everybody who reaches its port")
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "lifespan" or self._open(scope) or self._knows(scope):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await send({"type": "http.response.start", "status": 401, "headers": HEADERS})
+            await send({"type": "http.response.body", "body": REFUSED})
+
+    def _open(self, scope):
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        return scope["type"] == "http" and path == OPEN
+
+    def _knows(self, scope):
+        given = [value for name, value in scope["headers"] if name.lower() == b"authorization"]
+        if len(given) != 1:
+            return False
+        scheme, _, key = given[0].partition(b" ")
+        return scheme.lower() == b"bearer" and hmac.compare_digest(key, self.key)
+END_OF_GUARD
+fi
+# Runs in the engine's place, in its container where there is one.
+guarded() { # the guard's folder, the words that start vLLM
+  export PYTHONPATH=$1${PYTHONPATH:+:$PYTHONPATH}
+  shift
+  exec "$@"
+}
+
 command -v srun >/dev/null || fail "an engine on" 2 "nodes needs Slurm's srun, and $NODE has none; ask for one node"
 
 # The address by which the other nodes reach this one: not the loopback that some hosts files have for a host's own name.
@@ -243,9 +302,10 @@ engine() { # replica
   for claim in "${CLAIMS[@]}"; do
     [ -z "$claim" ] || exec {claim}>&-
   done
-  exec docker run --rm --init --network=host --ipc=host --name=sluice-0190b2c4-"$1" --user="$(id -u):$(id -g)" --env=HOME=/home/ada/.cache/sluicegate --env=USER="$(id -un)" --workdir=/home/ada/.sluicegate/runs/0190b2c4 --entrypoint= --gpus="${CUDA_VISIBLE_DEVICES:+\"device=}${CUDA_VISIBLE_DEVICES:-all}${CUDA_VISIBLE_DEVICES:+\"}" --volume /home/ada/.sluicegate/runs/0190b2c4:/home/ada/.sluicegate/runs/0190b2c4 --volume /home/ada/.cache/sluicegate:/home/ada/.cache/sluicegate --volume '/data/my models/qwen:/data/my models/qwen:ro' --env SLUICE_CACHE_DIR --env HF_HOME --env VLLM_CACHE_ROOT --env VLLM_LOGGING_LEVEL --env VLLM_NO_USAGE_STATS --env DO_NOT_TRACK --env RAY_AUTH_MODE --env RAY_USAGE_STATS_ENABLED --env GREETING --env VLLM_API_KEY --env HF_TOKEN --env RAY_AUTH_TOKEN --env VLLM_HOST_IP --env NCCL_SOCKET_IFNAME --env GLOO_SOCKET_IFNAME vllm/vllm-openai:v0.11.2 env RAY_NODES="$RAY_NODES" RAY_HEAD="$RAY_HEAD" RAY_FOLDER="$RAY_FOLDER" \
+  exec docker run --rm --init --network=host --ipc=host --name=sluice-0190b2c4-"$1" --user="$(id -u):$(id -g)" --env=HOME=/home/ada/.cache/sluicegate --env=USER="$(id -un)" --workdir=/home/ada/.sluicegate/runs/0190b2c4 --entrypoint= --gpus="${CUDA_VISIBLE_DEVICES:+\"device=}${CUDA_VISIBLE_DEVICES:-all}${CUDA_VISIBLE_DEVICES:+\"}" --volume /home/ada/.sluicegate/runs/0190b2c4:/home/ada/.sluicegate/runs/0190b2c4 --volume /home/ada/.cache/sluicegate:/home/ada/.cache/sluicegate --volume '/data/my models/qwen:/data/my models/qwen:ro' --env SLUICE_CACHE_DIR --env HF_HOME --env VLLM_CACHE_ROOT --env VLLM_LOGGING_LEVEL --env VLLM_NO_USAGE_STATS --env DO_NOT_TRACK --env RAY_AUTH_MODE --env RAY_USAGE_STATS_ENABLED --env GREETING --env VLLM_API_KEY --env HF_TOKEN --env RAY_AUTH_TOKEN --env VLLM_HOST_IP --env NCCL_SOCKET_IFNAME --env GLOO_SOCKET_IFNAME vllm/vllm-openai:v0.11.2 bash -c "$(declare -f guarded)"$'\nguarded "$@"' guarded "$RUN/guard" env RAY_NODES="$RAY_NODES" RAY_HEAD="$RAY_HEAD" RAY_FOLDER="$RAY_FOLDER" \
     bash -c "$(declare -f end_of_node ray_node)"$'\nray_node "$@"' ray_node "${RAY_OPTIONS[@]}" -- \
     python3 -m vllm.entrypoints.openai.api_server \
+    --middleware sluicegate_guard.Guard \
     --model '/data/my models/qwen' \
     --served-model-name chat \
     --host 0.0.0.0 \
