@@ -19,7 +19,7 @@ from orchestrator.settings import Site
 # The variables of base.sh.j2 and those that bash itself keeps: an export of the same name would not reach the engine,
 # but change the script (NODE and PORT say where the service is).
 SCRIPT_NAMES = re.compile(
-    r"RUN|JOB|NODE|PART|PUBLISHED|ENGINES|PORTS?|GPUS|STATES|STARTS|SIGNAL|LOCKS|CLAIMS|WISH|CODE|ALLOCATED|PLACES|CHOSEN"
+    r"RUN|JOB|NODE|PART|PUBLISHED|ENGINES|PORTS?|GPUS|STATES|STARTS|SIGNAL|LOCKS|CLAIM(S|ANT)?|WISH|CODE|ALLOCATED|PLACES|CHOSEN"
     r"|EPHEMERAL|MOST_RESTARTS|FIRST|LAST|PER_REPLICA|AGAIN_AT|STARTED_AT|FAILURES|LEFT|i|comma|claim|pause|place|code"
     r"|RAY_(PID|NODES|NODE_IP|HEAD|HEAD_PORT|ENGINE|FOLDER|PROGRAM|VERSION|OPTIONS|ADDRESS)"
     r"|OLLAMA_(PID|STORE|WANTED|PLACE|TAG|MANIFEST)"

@@ -7,7 +7,7 @@ HOME/runs/<submission id>/      0700
   endpoints.json                written by the script: on which node and ports its engines listen
   endpoints.N.json              the same of node N where the job has several
   exit.json                     written by the script's EXIT trap: how it ended
-  claim/                        made by the first job that runs the script
+  claim  claim.N                made by the first job that runs the script, N: one file with its id
   guard/                        of vLLM's recipes: what asks for the engine's key
 """
 

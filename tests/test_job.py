@@ -230,8 +230,8 @@ def test_nothing_that_it_writes_can_be_read_by_others(bench: Bench) -> None:
     folder = bench.script("record", secrets={"VLLM_API_KEY": "key"})
     ended = bench.run(folder)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (folder.path, *folder.path.rglob("*"))}
-    files = {"job", "job.sh", "secrets.env", "endpoints.json", "exit.json", "sluicegate_guard.py"}
-    assert modes == {"run": 0o700, "claim": 0o700, "guard": 0o700} | dict.fromkeys(files, 0o600)
+    files = {"claim", "claim.17", "job.sh", "secrets.env", "endpoints.json", "exit.json", "sluicegate_guard.py"}
+    assert modes == {"run": 0o700, "guard": 0o700} | dict.fromkeys(files, 0o600)
     assert ended.engines[0]["umask"] == 0o077
 
 
@@ -341,6 +341,91 @@ def test_of_jobs_that_start_at_the_same_moment_one_starts_the_engine(bench: Benc
     ended = [one.end() for one in running]
     assert [one.code for one in ended] == [0] * 5
     assert sum(len(one.engines) for one in ended) == 1
+
+
+@pytest.mark.parametrize("hard_links", [True, False], ids=["linked", "without hard links"])
+def test_of_two_jobs_one_serves_and_goes_on_after_a_requeue(bench: Bench, hard_links: bool) -> None:
+    """The claims of many rounds, at the same moment as near as can be: both wait for one word."""
+    for n in range(60):
+        folder = bench.root / f"round {n}"
+        folder.mkdir()
+        program = claim_of(bench, folder, hard_links=hard_links)
+        both = [claiming(bench, program, job) for job in ("17", "18")]
+        for one in both:
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        said = [one.communicate(timeout=60) for one in both]
+        assert sorted(out for out, _ in said) == ["", "serves\n"], (n, said)
+        assert [one.returncode for one in both] == [0, 0] or not hard_links, (n, said)
+        for job, (before, _) in zip(("17", "18"), said, strict=True):
+            again, _ = claiming(bench, program, job).communicate("go\n", timeout=60)
+            assert again == before, "after a requeue the other one serves"
+
+
+def claim_of(bench: Bench, folder: Path, *, hard_links: bool) -> str:
+    """The script up to the end of its claim, which waits for a line before it and says `serves` after it."""
+    text = bench.script("record").script.read_text().replace(f"RUN={bench.root}/run\n", f"RUN='{folder}'\n")
+    lines = text[: text.index("# Written by rename")].replace('if [ -n "$PART" ]', 'read -r\nif [ -n "$PART" ]')
+    return ("" if hard_links else "ln() { return 1; }\n") + lines + "echo serves\n"
+
+
+def claiming(bench: Bench, program: str, job: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        ["bash", "-c", program], env={"PATH": PATH, "SLUICE_JOB_ID": job}, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    bench.started.append(process)
+    return process
+
+
+def test_a_job_whose_claim_was_emptied_by_a_crash_goes_on_after_a_requeue(bench: Bench) -> None:
+    """The node lost power: the link is there, what was in it is not."""
+    folder = bench.script("exit-3")
+    assert bench.run(folder, job="17").code == 3
+    with (folder.path / "claim").open("w"):
+        pass
+    again = bench.run(folder, job="17")
+    assert (again.code, len(again.engines)) == (3, 1), again.said
+    other = bench.run(folder, job="18")
+    assert (other.code, other.engines) == (73, []), "ended as if it had served"
+    assert "does not say which job serves" in other.said
+
+
+@pytest.mark.parametrize("left", [["claim.17"], ["claim"]], ids=["not linked yet", "of a copied folder"])
+def test_a_claim_of_its_own_that_was_left_behind_is_its_own(bench: Bench, left: list[str]) -> None:
+    folder = bench.script("exit-3")
+    for name in left:
+        (folder.path / name).write_text("17\n")
+    assert (bench.run(folder, job="18").engines == []) is (left == ["claim"])
+    (folder.path / "claim").unlink()
+    for name in left:
+        (folder.path / name).write_text("17\n")
+    ended = bench.run(folder, job="17")
+    assert (ended.code, len(ended.engines)) == (3, 1), ended.said
+
+
+def test_a_job_that_cannot_write_its_claim_has_not_completed(bench: Bench) -> None:
+    folder = bench.script("exit-3")
+    (folder.path / "claim.17").symlink_to("/dev/full")
+    full = bench.run(folder, job="17")
+    assert (full.code, full.engines) == (73, [])
+    assert "No space left on device" in full.said and f"cannot write {folder.path}/claim.17" in full.said
+    assert not (folder.path / "claim").exists()
+    (folder.path / "claim.17").unlink()
+    assert len(bench.run(folder, job="17").engines) == 1
+
+
+def test_a_link_whose_answer_was_lost_is_made_all_the_same(bench: Bench) -> None:
+    """NFS sends a request again whose answer did not come, and then says that the name is taken."""
+    folder = bench.script("exit-3")
+    text = folder.script.read_text()
+    folder.script.write_text(
+        text.replace("set -uo pipefail\n", 'set -uo pipefail\nln() { command ln "$@"; return 1; }\n')
+    )
+    ended = bench.run(folder, job="17")
+    assert (ended.code, len(ended.engines)) == (3, 1), ended.said
+    assert bench.run(folder, job="18").engines == []
 
 
 # --- GPUs, keys, modules
@@ -527,7 +612,7 @@ def test_a_value_arrives_literally_or_is_refused_by_name(bench: Bench, recipe: R
     (engine,) = ended.engines
     assert {path: arrived(recipe, path, engine) for path in taken} == dict.fromkeys(taken, value)
     assert ended.code == 0 and not marker.exists()
-    names = {"claim", "endpoints.json", "exit.json", "job.sh", "secrets.env"}
+    names = {"claim", "claim.17", "endpoints.json", "exit.json", "job.sh", "secrets.env"}
     own = {"qdrant.yaml", "sglang.yaml", "models", "guard"}  # what a recipe's own `setup` makes
     assert {path.name for path in folder.path.iterdir()} - own == names
 

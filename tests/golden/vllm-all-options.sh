@@ -36,11 +36,25 @@ if [ -n "$PART" ]; then
   PUBLISHED=endpoints.$PART.json
 else
   # One submission, one server: should the scheduler have taken the script twice, the second job ends here. The same job
-  # started again after a requeue goes on.
-  if mkdir claim 2>/dev/null; then
-    echo "$JOB" >claim/job
-  elif [ "$(cat claim/job 2>/dev/null)" != "$JOB" ]; then
-    say "job $(cat claim/job 2>/dev/null) already serves this submission; job $JOB ends"
+  # started again after a requeue goes on. A hard link appears at once and whole, also on NFS, where its answer may be
+  # lost: so what counts is not whether `ln` says yes, but whose file it is. Its content is for the other job's log.
+  CLAIM=claim.$JOB
+  if ! [ claim -ef "$CLAIM" ]; then
+    if ! printf '%s\n' "$JOB" >"$CLAIM"; then
+      say "cannot write $RUN/$CLAIM"
+      exit 73
+    fi
+    # Where there are no hard links a file that must be new has to do.
+    ln "$CLAIM" claim 2>/dev/null || [ -e claim ] || (set -C && printf '%s\n' "$JOB" >claim) 2>/dev/null
+  fi
+  CLAIMANT=$(cat claim 2>/dev/null)
+  if ! [ claim -ef "$CLAIM" ] && [ "$CLAIMANT" != "$JOB" ]; then
+    rm -f "$CLAIM"
+    if [ -z "$CLAIMANT" ]; then
+      say "$RUN/claim does not say which job serves this submission; job $JOB ends"
+      exit 73
+    fi
+    say "job $CLAIMANT already serves this submission; job $JOB ends"
     exit 0
   fi
   rm -f exit.json endpoints*.json
