@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,34 @@ def test_a_link_in_the_place_of_the_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"cannot use the database .*symbolic links"):
         asyncio.run(open_store(tmp_path / "orchestrator.db").__aenter__())
     assert (tmp_path / "elsewhere").read_bytes() == b""
+
+
+@pytest.mark.parametrize("before", [None, "wal", "truncate"])
+def test_the_journal_is_a_rollback_journal_also_where_it_was_another(tmp_path: Path, before: str | None) -> None:
+    """WAL needs shared memory, which NFS and Lustre do not have; there it would damage the database."""
+    path = tmp_path / "orchestrator.db"
+
+    def mode() -> str:
+        """As any other connection is told: WAL is a property of the file."""
+        with closing(sqlite3.connect(path)) as other:
+            return str(other.execute("PRAGMA journal_mode").fetchone()[0])
+
+    async def work(store: Store) -> None:
+        await add(store, f"{before}")
+        async with store._session() as session:
+            own = await session.connection()
+            pragmas = [sa.text(f"PRAGMA {name}") for name in ("journal_mode", "synchronous")]
+            answers = [(await own.execute(pragma)).scalar() for pragma in pragmas]
+        assert answers == ["delete", 2], "2 is FULL"
+        assert mode() == "delete"
+        assert [name.name for name in tmp_path.iterdir() if name.name.endswith(("-wal", "-shm"))] == []
+
+    if before is not None:
+        with_store(tmp_path, lambda store: add(store, "earlier"))
+        with closing(sqlite3.connect(path)) as other:
+            assert other.execute(f"PRAGMA journal_mode={before}").fetchone() == (before,)
+        assert (mode() == "wal") is (before == "wal")
+    with_store(tmp_path, work)
 
 
 def test_reopening_keeps_everything(place: Place) -> None:
