@@ -232,7 +232,7 @@ class Engine:
         try:
             await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
             if not work.done() or isinstance(work.exception(), ConnectionError):
-                log("cancelled")
+                log(f"cancelled at {time.time():.3f}")
                 raise ConnectionResetError
             await work
             self.succeeded += 1

@@ -252,7 +252,7 @@ def test_a_hub_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub
         for path in ("search-models?query=qwen", f"model-info/{QWEN}"):
             begun = time.monotonic()
             status, text = refused(http, path)
-            assert (status, time.monotonic() - begun < 3) == (503, True)
+            assert (status, time.monotonic() - begun < 8) == (503, True)
             assert [word for word in ("http://127.0.0.1:1", "refused", "HTTPS_PROXY") if word not in text] == []
         assert {"label": "Qwen/Qwen2.5-0.5B-Instruct (494M)", "value": "Qwen/Qwen2.5-0.5B-Instruct"} in get(
             http, "model-options"

@@ -154,7 +154,7 @@ def test_a_revoked_key_is_refused_on_the_connection_that_it_opened(remote: Remot
             keys[:] = revoked(keys, "ci", now())
         began = time.monotonic()
         until(lambda: status() == b"401")
-        assert time.monotonic() - began < 3, "a second, and what a busy machine adds"
+        assert time.monotonic() - began < 8, "a second, and what a busy machine adds"
 
 
 def test_too_many_connections_are_told_so_and_the_user_s_socket_is_not_theirs(remote: Remote) -> None:

@@ -45,7 +45,7 @@ def _kill(deployment: Deployment) -> Callable[[], None]:
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize(("break_it", "bound"), [(_stop, STALL_SECONDS), (_kill, 5)], ids=["SIGSTOP", "SIGKILL"])
+@pytest.mark.parametrize(("break_it", "bound"), [(_stop, STALL_SECONDS), (_kill, 12)], ids=["SIGSTOP", "SIGKILL"])
 def test_an_engine_under_traffic_gets(
     api: Api,
     deployment: Deployment,

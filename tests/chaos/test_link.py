@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,22 @@ def sessions(cluster: Cluster) -> list[int]:
     login = cluster.netns("login").stat().st_ino
     listener = read_pid(cluster, "sshd")
     found = [pid for pid, inode in residents(cluster) if inode == login and pid != listener]
-    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip().startswith("sshd")]
+    return [pid for pid in found if _name(pid).startswith("sshd")]
+
+
+def _name(pid: int) -> str:
+    """A process's name, "" when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def send(number: signal.Signals, pids: Sequence[int]) -> None:
+    """To those that are there: a session's processes end with one another."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def unanswered(outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -62,8 +78,9 @@ def test_the_sshd_session_is_killed(service: tuple[Api, str], deployment: Deploy
         traffic(streaming(service_id, LONG)) as streamed,
     ):
         prompted.more(50)
-        for pid in sessions(deployment.cluster):
-            os.kill(pid, signal.SIGKILL)
+        killed = sessions(deployment.cluster)
+        assert killed, "there is no session to kill"
+        send(signal.SIGKILL, killed)
         wait_for(lambda: streamed.failed() != [], "the streams have ended")
         recovered = good_again(api, looked)
         wait_for(lambda: streamed.outcomes[-1].word == "ok", "a stream is complete again")
@@ -93,14 +110,13 @@ def test_the_sshd_session_hangs(deployment: Deployment, figures: Figures, reques
     ):
         looked.more(50)
         stopped = sessions(deployment.cluster)
-        for pid in stopped:
-            os.kill(pid, signal.SIGSTOP)
+        assert stopped, "there is no session to stop"
+        send(signal.SIGSTOP, stopped)
         try:
             wait_for(lambda: streamed.failed() != [], "the streams have ended")
             recovered = good_again(api, looked)
         finally:
-            for pid in stopped:
-                os.kill(pid, signal.SIGKILL)
+            send(signal.SIGKILL, stopped)
     figures.add(
         "sshd: session SIGSTOPped, keep-alive 2 x 2 s",
         requests=len(looked.outcomes),

@@ -72,7 +72,7 @@ def test_two_gateways_on_one_orchestrator(api: Api, deployment: Deployment, figu
                 traffic(prompting(mine), prompting(theirs)) as here,
                 traffic(prompting(mine), prompting(theirs), port=8002) as there,
             ):
-                wait_for(lambda: min(len(here.outcomes), len(there.outcomes)) > 200, "both answer 200 prompts")
+                wait_for(lambda: min(len(here.outcomes), len(there.outcomes)) > 200, "both answer 200 prompts", 90)
             assert [s["id"] for s in api.get("/api/v1/services")] == [s["id"] for s in second.get("/api/v1/services")]
             second.cancel(mine)
             assert api.status(mine) == "cancelled"

@@ -107,10 +107,10 @@ def test_slurmctld_is_away_under_traffic(
     _save(deployment.cluster, service_id)
     changes = _changes(deployment)
     looks = [getting(f"/api/v1/services/{service_id}"), getting("/api/v1/services"), getting("/health")]
-    with traffic(*looks) as calm:
+    pid = read_pid(deployment.cluster, "slurmctld")
+    with traffic(prompting(service_id)) as usual, traffic(*looks, clients=1) as calm:
         calm.more(200)  # on this machine as it is
-    with traffic(*looks) as looked, traffic(prompting(service_id)) as prompted:
-        pid = read_pid(deployment.cluster, "slurmctld")
+    with traffic(*looks, clients=1) as looked, traffic(prompting(service_id)) as prompted:
         os.kill(pid, number)
         try:
             stale_after = wait_for(lambda: _stale(api, service_id), "staleness is shown", 60)
@@ -119,7 +119,7 @@ def test_slurmctld_is_away_under_traffic(
         finally:
             _bring_back(deployment.cluster, pid, number)
         recovered = wait_for(lambda: not _stale(api, service_id), "the controller's answer is noticed", 60)
-    usual, latency = p99(calm.outcomes), p99(looked.outcomes)
+    before, latency = p99(calm.outcomes), p99(looked.outcomes)
     figures.add(
         f"slurmctld: {number.name} for {outage:g} s",
         prompts=len(prompted.outcomes),
@@ -127,14 +127,14 @@ def test_slurmctld_is_away_under_traffic(
         API_calls=len(looked.outcomes),
         API_failed=len(looked.failed()),
         API_p99_ms=latency * 1000,
-        before_ms=usual * 1000,
+        before_ms=before * 1000,
         stale_after_s=stale_after,
         fresh_after_s=recovered,
     )
     assert len(prompted.outcomes) > outage and len(looked.outcomes) > outage
-    assert prompted.failed() == [] and looked.failed() == []
+    assert prompted.failed() == [] and looked.failed() == [] and usual.failed() == []
     assert _changes(deployment) == changes, "a state changed although Slurm said nothing"
-    assert latency < max(0.1, 2 * usual), "the API is slower than 100 ms, and than on this machine with a controller"
+    assert latency < 0.1, f"the API's p99; under the same prompts with a controller it was {before:.3f} s"
 
 
 def _save(cluster: Cluster, service_id: str) -> None:

@@ -1,6 +1,7 @@
 """The link on real parts: a site that forbids forwarding, a host to jump over, a network that goes away."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -166,11 +167,17 @@ def test_a_killed_session_is_replaced_under_requests(through: Deployment) -> Non
     with laptop_api() as api:
         wait_for(api.ready, "the gateway is ready")
         for _ in range(3):
-            before = api.http.get("/metrics").text
+            before = _reconnects(api)
             _kill_sessions(cluster)
             assert api.http.get("/api/v1/services").status_code == 200
-            assert api.http.get("/metrics").text != before
+            assert _reconnects(api) > before
         assert tunnel(api)["state"] == "up"
+
+
+def _reconnects(api: Api) -> float:
+    """How often the gateway has opened the tunnel again."""
+    (told,) = re.findall(r"(?m)^sluice_gateway_tunnel_reconnects_total (\S+)$", api.http.get("/metrics").text)
+    return float(told)
 
 
 def _kill_sessions(cluster: Cluster) -> None:

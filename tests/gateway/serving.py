@@ -89,7 +89,7 @@ async def gateway(settings: Settings) -> AsyncIterator[httpx2.AsyncClient]:
         yield client
 
 
-async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 5) -> None:
+async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float = 20) -> None:
     """Ask again and again, as a user would, until `condition` holds."""
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 (what is waited for has no event: another process)

@@ -17,7 +17,7 @@ from tests.gateway.fake_orchestrator import FakeOrchestrator
 from tests.gateway.serving import gateway, served_orchestrator, settings_through, until, until_ready
 from tests.gateway.sshd import Sshd, free_port
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.system]  # real SSH, and bounds of seconds: not beside others
 
 
 @pytest.fixture(params=["asyncssh", "openssh"])
@@ -110,7 +110,7 @@ async def test_a_changed_host_key_ends_all_attempts_until_its_file_is_corrected(
 
         await until(gone)
         for _ in range(3):  # it looks at the file, not at the host
-            assert await asyncio.wait_for(naps.asked.get(), 5) == 2
+            assert await asyncio.wait_for(naps.asked.get(), 20) == 2
             assert not sshd.sessions()
             naps.over.release()
         assert one.status.state is LinkState.HOST_KEY_CHANGED
@@ -123,7 +123,7 @@ async def test_an_unknown_host_is_tried_again_slowly(sshd: Sshd, ssh_settings: S
     sshd.configure(folder, known="")
     naps = Naps()
     async with tunnel(ssh_settings, sleep=naps) as one:
-        assert await asyncio.wait_for(naps.asked.get(), 5) == 60
+        assert await asyncio.wait_for(naps.asked.get(), 20) == 60
         assert one.status.state is LinkState.HOST_KEY_UNKNOWN
         sshd.configure(folder)
         naps.over.release()
@@ -145,7 +145,7 @@ async def test_a_refused_login_is_tried_again_slowly(sshd: Sshd, ssh_settings: S
     sshd.configure(folder, key="other")
     naps = Naps()
     async with tunnel(ssh_settings, sleep=naps) as one:
-        assert await asyncio.wait_for(naps.asked.get(), 5) == 60
+        assert await asyncio.wait_for(naps.asked.get(), 20) == 60
         assert one.status.state is LinkState.AUTH_REQUIRED
         assert "ssh-add" in one.status.advice
 
@@ -158,7 +158,7 @@ async def test_delays_grow_to_their_bound(ssh_settings: Settings, folder: Path) 
     async with tunnel(settings, sleep=naps, jitter=lambda: 0.0):
         asked = []
         for _ in range(6):
-            asked.append(await asyncio.wait_for(naps.asked.get(), 5))
+            asked.append(await asyncio.wait_for(naps.asked.get(), 20))
             naps.over.release()
         assert asked == [1, 2, 4, 8, 10, 10]
 
