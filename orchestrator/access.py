@@ -35,6 +35,7 @@ _USE = re.compile(
     r"/v[12]/.+|/tokenize|/detokenize|/rerank|/score|/pooling|/classify"
     r"|(/api(/v1)?)?/slots/[^/]+/v[12]/.+"
     r"|/api(/v1)?/services/[^/]+(/v[12]/.+|/tokenize|/detokenize|/rerank|/score|/pooling|/classify)"
+    r"|/api(/v1)?/services/[^/]+/activity"
     r"|/api(/v1)?(/services)?/vllm/[^/]+/prompt"
     r"|/api(/v1)?(/services)?/vector-db/[^/]+/.+"
 )

@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
 from orchestrator.access import Admission
+from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import read_catalogue
 from orchestrator.confidential import MASK, is_secret, redacted
 from orchestrator.deps import Orchestrator, why_none
@@ -39,6 +40,7 @@ from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
 from orchestrator.routes import (
+    accounts,
     groups,
     health,
     metrics,
@@ -85,6 +87,7 @@ _COMPATIBLE = re.compile(r"/api(/v1)?(/services)?/(vllm|vector-db)/")
 
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+ATTENDED_SECONDS = 5.0  # at most, between two looks at what nobody uses
 MOST_WORDS = 10_000  # characters of an error: some repeat what the client sent
 
 
@@ -159,6 +162,7 @@ def _route(app: FastAPI) -> None:
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
         app.include_router(preflight.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(accounts.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
         app.include_router(slots.router, prefix=prefix, include_in_schema=False)
@@ -212,7 +216,15 @@ async def opened(
             return await why_none(one, group, model)
 
         inferences = Inferences(replicas, pool, clock, explain, places, settings.max_in_flight)
-        loops = {asyncio.create_task(watcher.run()), asyncio.create_task(places.run())}
+        caretaker = Caretaker(
+            store=store,
+            services=work,
+            replicas=replicas,
+            watcher=watcher,
+            clock=clock,
+            seconds=min(settings.poll_interval, ATTENDED_SECONDS),
+        )
+        loops = {asyncio.create_task(turns.run()) for turns in (watcher, caretaker, places)}
         settle()
         try:
             one = Orchestrator(
@@ -224,6 +236,7 @@ async def opened(
                 replicas=replicas,
                 watcher=watcher,
                 slots=places,
+                caretaker=caretaker,
                 hub=hub,
                 catalogue=read_catalogue(),
                 loaders=read_loaders(),
@@ -237,6 +250,7 @@ async def opened(
             for loop in loops:
                 loop.cancel()
             await asyncio.wait(loops)
+            await caretaker.note()
 
 
 def listener_of(app: FastAPI) -> Listener:

@@ -42,6 +42,7 @@ Setting = TypeVar("Setting")
 
 _RESOURCES = ("nodes", "cpu", "memory", "gpu", "time_limit")
 _BOUNDS = {"cpu": (1, 1024), "gpu": (0, 64)}
+_IDLE_MINUTES = (0.1, 525_600)
 
 # A value in an error's text: short, however large or deep it is.
 _MOST_ALIASES = 16
@@ -77,6 +78,8 @@ class Plan(BaseModel):
     slot: str | None = None  # the slot that it has
     image: str | None = None  # of its containers, before the site's and the recipe's
     price: float | None = None  # of an hour of its job, before that of the site's table
+    idle_timeout: float | None = None  # minutes without a request after which it is ended; None: never
+    gpu_type: str | None = None  # as the site calls those that it was given
 
     @property
     def served_names(self) -> tuple[str, ...]:
@@ -88,8 +91,11 @@ class Plan(BaseModel):
         return self.replicas_per_node * self.resources.nodes
 
 
-def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
-    """The plan for `config`. Raises Invalid with a sentence that names the key, the value and what is allowed."""
+def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site, *, idle_minutes: float | None = None) -> Plan:
+    """The plan for `config`. Raises Invalid with a sentence that names the key, the value and what is allowed.
+
+    `idle_minutes`: the idle timeout of those that say nothing of it.
+    """
     environment = _mapping(config, "environment")
     _check_keys(recipe, config, environment)
     parameters = _parameters(recipe, config, environment)
@@ -121,6 +127,8 @@ def resolve(recipe: Recipe, config: Mapping[str, Any], site: Site) -> Plan:
         replicas_per_node=replicas_per_node,
         volume=None if volume is None else str(volume),
         keep_alive=_keep_alive(recipe, config, site),
+        idle_timeout=_idle_timeout(config, idle_minutes),
+        gpu_type=site.gpu_type if resources.gpu else None,
     )
 
 
@@ -159,7 +167,7 @@ def _mapping(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _check_keys(recipe: Recipe, config: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-    root = {"environment", "resources", "account", "keep_alive", *_RESOURCES}
+    root = {"environment", "resources", "account", "keep_alive", "idle_timeout", *_RESOURCES}
     root |= {"routing"} if recipe.models else set()
     root |= {"aliases"} if recipe.aliases else set()
     root |= {p.alias for p in recipe.parameters.values() if p.alias}
@@ -368,6 +376,21 @@ def _keep_alive(recipe: Recipe, config: Mapping[str, Any], site: Site) -> bool:
             f"{site.max_time_limit} minutes); after the end, a new service with the same volume has the same data"
         )
     return True
+
+
+def _idle_timeout(config: Mapping[str, Any], default: float | None) -> float | None:
+    """Minutes; None for never, which is said as 0."""
+    value = config.get("idle_timeout")
+    if value is None:
+        return default
+    minutes = _number("config.idle_timeout", value)
+    low, high = _IDLE_MINUTES
+    if minutes != 0 and not low <= minutes <= high:
+        raise Invalid(
+            f"config.idle_timeout is {_short.repr(value)}; allowed: {low:g} to {high} minutes without a request, or 0 "
+            "for a service that is not ended when it is idle"
+        )
+    return minutes or None
 
 
 def _aliases(recipe: Recipe, config: Mapping[str, Any]) -> tuple[str, ...]:

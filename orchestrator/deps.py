@@ -10,6 +10,7 @@ import httpx2
 from fastapi import Depends, Header, Request
 from prometheus_client import CollectorRegistry
 
+from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import Catalogue
 from orchestrator.errors import Conflict, Invalid, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
@@ -38,6 +39,7 @@ class Orchestrator:
     replicas: Replicas
     watcher: Watcher
     slots: Slots
+    caretaker: Caretaker
     hub: Hub
     catalogue: Catalogue
     loaders: Mapping[str, Loader]
@@ -100,15 +102,8 @@ def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:
 
 
 async def end(app: Orchestrator, wanted: Wanted, actor: str) -> None:
-    """Cancel a service: at once when it has nothing to do, else when it has answered what it was asked before."""
-    submission_id = wanted.service.submission_id
-    drains = app.settings.drain_seconds > 0 and app.replicas.drain(submission_id)
-    try:
-        await app.services.cancel(wanted.service, wanted.job, actor=actor, drains=drains)
-    except OrchestratorError:
-        app.replicas.drain(submission_id, wanted=False)
-        raise
-    app.watcher.wake()
+    """Cancel a service: see `Watcher.end`."""
+    await app.watcher.end(wanted.service, wanted.job, actor=actor)
 
 
 async def why_none(app: Orchestrator, group: Group, model: str | None) -> OrchestratorError:

@@ -246,7 +246,7 @@ class Inference:
             self._refuse(429, str(exc), retry_after=exc.retry_after)
             return
         self._replica = replica
-        replica.take(self._all.clock(), self)
+        replica.take(self._now(), self)
         connection = self._all.pool.idle(replica.address)
         if connection is not None:
             self._ask(connection, reused=True)
@@ -312,8 +312,12 @@ class Inference:
     def _release(self) -> Replica:
         replica, self._replica = self._replica, None
         assert replica is not None
-        replica.release(self)
+        replica.release(self._now(), self)
         return replica
+
+    def _now(self) -> datetime | None:
+        """When a service is used. What is asked with GET, its health and its list of models, is no use of it."""
+        return self._all.clock() if self._request.head.method == b"POST" else None
 
     async def _await_model(self) -> None:
         """Nobody answers for the model: wait until it is loaded, or say why that will not be."""

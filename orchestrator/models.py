@@ -135,6 +135,11 @@ class Service(SQLModel, table=True):
     job: str = Field(index=True)  # the submission id of the job that serves
     next_job: str | None = None  # of the last one that was to take over, also when it has failed
     handovers: int = 0  # how often one has
+    actor: str = Field(default="", index=True)  # who started it: a key's name, or the user
+    # What `orchestrator.idleness` goes by, kept so that a restart does not begin anew.
+    last_activity: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    idle_since: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    looked_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
 
 
 # A width of its own: a new word of Slurm's must not need a migration.
@@ -169,6 +174,9 @@ class Job(SQLModel, table=True):
     ends_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
     replaces: str | None = None
     attempt: int = 1
+    # Before a requeue set `started_at` anew: [start, end] of each earlier run, in ISO 8601.
+    earlier_runs: list[list[str]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    used_seconds: float = 0  # of all runs, written at the end: the database can add it up
 
 
 class Event(SQLModel, table=True):

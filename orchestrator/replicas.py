@@ -1,7 +1,7 @@
 """The engines that run now: which of them answer, whose turn it is, what is in flight. In memory; no database."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -59,7 +59,8 @@ class Replica:
     cards: tuple[dict[str, Any], ...] = ()  # what the engine says of its models, each with an `id`
     models: tuple[str, ...] = ()  # those ids, and its slot: the names that clients may use
     in_flight: int = 0
-    last_used: datetime | None = None
+    in_use: int = 0  # of these, the requests that are a use of the service: no health check, no metrics
+    last_used: datetime | None = None  # when one of those began or ended
     failures: int = 0  # errors in a row
     resting_until: datetime | None = None
     silent_probes: int = 0
@@ -118,25 +119,38 @@ class Replica:
         if self.failures >= MOST_FAILURES:
             self.resting_until = now + REST
 
-    def take(self, now: datetime, waiting: "Waiting") -> None:
-        """Count a request until `release`. It is told when the replica stops answering meanwhile."""
+    def take(self, now: datetime | None, waiting: "Waiting") -> None:
+        """Count a request until `release`. It is told when the replica stops answering meanwhile.
+
+        `now`, here and there: None for a request that is no use of the service.
+        """
         self.in_flight += 1
-        self.last_used = now
+        if now is not None:
+            self.in_use += 1
+            self.last_used = now
         self._waiting.add(waiting)
 
-    def release(self, waiting: "Waiting") -> None:
+    def release(self, now: datetime | None, waiting: "Waiting") -> None:
         self.in_flight -= 1
+        if now is not None:
+            self.in_use -= 1
+            self.last_used = now
         self._waiting.discard(waiting)
 
     @contextmanager
-    def lease(self, now: datetime) -> Iterator["Replica"]:
-        """Count one request, also when its client vanishes."""
+    def lease(self, clock: Callable[[], datetime], *, used: bool = True) -> Iterator["Replica"]:
+        """Count one request, also when its client vanishes. `used`: it is a use of the service."""
         self.in_flight += 1
-        self.last_used = now
+        if used:
+            self.in_use += 1
+            self.last_used = clock()
         try:
             yield self
         finally:
             self.in_flight -= 1
+            if used:
+                self.in_use -= 1
+                self.last_used = clock()
 
 
 @dataclass
@@ -144,6 +158,7 @@ class Replicas:
     """All replicas, by the submission id of their service. The watcher writes, requests read."""
 
     _all: dict[str, list[Replica]] = field(default_factory=dict)
+    _used: dict[str, datetime] = field(default_factory=dict)  # when, by replicas that are gone, or said by command
 
     def of(self, service: str, job: str | None = None) -> Sequence[Replica]:
         """Those of a service; with `job`, its submission id, only those of this job."""
@@ -184,6 +199,26 @@ class Replicas:
             replica.draining = wanted
         return any(replica.in_flight for replica in group)
 
+    def busy(self, service: str) -> bool:
+        """Whether a request of a service is open that is a use of it."""
+        return any(replica.in_use for replica in self._all.get(service, ()))
+
+    def last_used(self, service: str) -> datetime | None:
+        """When any replica of a service was last used, also one that is gone."""
+        used = [r.last_used for r in self._all.get(service, ()) if r.last_used is not None]
+        if service in self._used:
+            used.append(self._used[service])
+        return max(used, default=None)
+
+    def touch(self, service: str, at: datetime) -> None:
+        """A service was used at this time."""
+        self._used[service] = max(at, self._used.get(service, at))
+
+    def forget(self, there: Collection[str]) -> None:
+        """Of services that are not among these nothing need be known any more."""
+        for gone in self._used.keys() - set(there):
+            del self._used[gone]
+
     def answers(self, service: str, job: str | None = None) -> bool:
         return any(replica.ready for replica in self.of(service, job))
 
@@ -203,7 +238,7 @@ class Replicas:
                 replica.down("given up after several restarts" if new.state == "failed" else "it is started again")
             now.append(replica)
         for gone in known.values():
-            gone.down("it is gone")
+            self._leave(service, gone, "it is gone")
         self._keep(service, [*others, *now])
         return unasked
 
@@ -212,7 +247,12 @@ class Replicas:
         gone = self.of(service, job)
         self._keep(service, [r for r in self._all.get(service, ()) if r.submission_id != job])
         for replica in gone:
-            replica.down("its job is gone")
+            self._leave(service, replica, "its job is gone")
+
+    def _leave(self, service: str, replica: Replica, why: str) -> None:
+        replica.down(why)
+        if replica.last_used is not None:
+            self.touch(service, replica.last_used)
 
     def _keep(self, service: str, group: list[Replica]) -> None:
         if group:

@@ -11,8 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from orchestrator.budgets import Spent, draws_on, period_of, spent
 from orchestrator.confidential import masked
 from orchestrator.config import Plan, resolve, secrets_of
+from orchestrator.costs import Use
 from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull, not_written
 from orchestrator.model_list import Listing
 from orchestrator.models import Job, JobState, Service, new_submission_id
@@ -21,7 +23,7 @@ from orchestrator.runs import RunFolder
 from orchestrator.schedulers import JobSpec, Rehearsal, Scheduler
 from orchestrator.script import Target, render, site_secrets
 from orchestrator.settings import Settings, SettingsError, read_token
-from orchestrator.store import Store
+from orchestrator.store import Store, Why
 from orchestrator.volumes import make_volume, volume_path
 
 
@@ -50,13 +52,14 @@ class Services:
 
         `listing`: where the model of the service stands in the model list.
 
-        Raises NotFound for the recipe, Invalid for a value, Conflict while the same key is being served, StateFull when
-        nothing can be recorded, SchedulerError in the scheduler's own words. Exactly once: the row is committed before
-        the scheduler is asked.
+        Raises NotFound for the recipe, Invalid for a value, Conflict while the same key is being served or when a
+        budget is spent, StateFull when nothing can be recorded, SchedulerError in the scheduler's own words. Exactly
+        once: the row is committed before the scheduler is asked.
         """
         if idempotency_key is not None and (found := await self.store.by_idempotency_key(idempotency_key)):
             return self._again(*found, recipe_name, config)
-        service, job, script, keys = self._prepare(recipe_name, config, idempotency_key, listing)
+        service, job, script, keys = self._prepare(recipe_name, config, idempotency_key, actor, listing)
+        await self._afford(service)
         folder = self.folder(job.submission_id)
         self.submitting.add(job.submission_id)
         try:
@@ -72,6 +75,20 @@ class Services:
         finally:
             self.submitting.discard(job.submission_id)
         return await self.store.find(service.submission_id)
+
+    async def _afford(self, service: Service) -> None:
+        """Raises Conflict when a budget is spent on which the service would draw."""
+        for budget in await self.spent(use_of(service)):
+            if budget.over:
+                raise Conflict(f"{budget}. For more, ask whoever keeps [[budgets]] in this orchestrator's settings")
+
+    async def spent(self, *uses: Use) -> list[Spent]:
+        """How the budgets stand on which these jobs draw."""
+        prices, now = self.settings.prices, self.clock()
+        budgets = [b for b in self.settings.budgets if any(draws_on(b, use, prices) for use in uses)]
+        begins = [period_of(budget, now)[0] for budget in budgets]
+        used = {since: await self.store.used(since=since) for since in set(begins)}
+        return [spent(budget, used[since], prices, now) for budget, since in zip(budgets, begins, strict=True)]
 
     async def _take_volume(self, plan: Plan) -> None:
         """Make the folder of the plan's volume. Raises Conflict while a service that has not ended uses it."""
@@ -116,10 +133,15 @@ class Services:
         return all(hmac.compare_digest(kept.get(name, value).encode(), value.encode()) for name, value in given.items())
 
     def _prepare(
-        self, recipe_name: str, config: Mapping[str, Any], idempotency_key: str | None, listing: Listing | None
+        self,
+        recipe_name: str,
+        config: Mapping[str, Any],
+        idempotency_key: str | None,
+        actor: str,
+        listing: Listing | None,
     ) -> tuple[Service, Job, str, dict[str, str]]:
         recipe = self.recipes.find(recipe_name)
-        plan = resolve(recipe, config, self.settings.site)
+        plan = resolve(recipe, config, self.settings.site, idle_minutes=self.settings.idle_minutes)
         if listing is not None:
             place = {"listed": listing.model, "slot": listing.slot, "image": listing.image, "price": listing.price}
             plan = plan.model_copy(update=place)
@@ -134,6 +156,7 @@ class Services:
             plan=plan.model_dump(mode="json"),
             created_at=now,
             idempotency_key=idempotency_key,
+            actor=actor,
         )
         job = Job(
             submission_id=submission_id,
@@ -251,10 +274,13 @@ class Services:
     async def _record(self, job: Job, changes: dict[str, Any], kind: str, actor: str) -> None:
         await self.store.record(job.submission_id, changes, at=self.clock(), actor=actor, kind=kind)
 
-    async def cancel(self, service: Service, job: Job, *, actor: str, drains: bool = False) -> None:
+    async def cancel(
+        self, service: Service, job: Job, *, actor: str, drains: bool = False, why: Why | None = None
+    ) -> None:
         """End a service. One that has ended already, or is being ended, is no error.
 
-        `drains`: requests are being answered; the watcher ends the job when they are, or have had their time.
+        `drains`: requests are being answered; the watcher ends the job when they are, or have had their time. `why`:
+        recorded where no user asked for it.
         """
         if job.state.ended and not service.kept:
             return
@@ -262,7 +288,7 @@ class Services:
             for one in await self.store.open_jobs_of(service.submission_id):
                 if one.job_id is not None:
                     await self.scheduler.cancel(one.job_id, one.name)
-        await self.store.cancelled(service.submission_id, at=self.clock(), actor=actor)
+        await self.store.cancelled(service.submission_id, at=self.clock(), actor=actor, why=why)
 
     def folder(self, submission_id: str) -> RunFolder:
         return RunFolder(self.settings.home / "runs" / submission_id)
@@ -275,3 +301,24 @@ def job_name(submission_id: str) -> str:
 
 def plan_of(service: Service) -> Plan:
     return Plan.model_validate(service.plan)
+
+
+def use_of(service: Service) -> Use:
+    """A job of a service that has not begun."""
+    plan = plan_of(service)
+    resources = plan.resources
+    return Use(
+        service=service.submission_id,
+        service_id=service.id,
+        actor=service.actor,
+        recipe=service.recipe_name,
+        model=plan.served_model_name,
+        gpus=resources.gpu * resources.nodes,
+        gpu_type=plan.gpu_type,
+        cores=resources.cpu * resources.nodes,
+        job_id=None,
+        started_at=None,
+        ended_at=None,
+        earlier_runs=(),
+        price=plan.price,
+    )

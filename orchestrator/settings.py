@@ -9,9 +9,9 @@ import socket
 import sys
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as UnreadableError
 
@@ -69,6 +69,37 @@ class Site(BaseModel):
         return value
 
 
+class Prices(BaseModel):
+    """What an hour costs. Without a price it costs nothing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    currency: str = Field(default="EUR", pattern=r"^[^\x00-\x20\x7f]{1,16}$")
+    gpu_hour: float = Field(default=0, ge=0, allow_inf_nan=False)  # of one GPU
+    core_hour: float = Field(default=0, ge=0, allow_inf_nan=False)  # of one CPU core
+    # Of the GPUs of a type, [site] gpu_type at the service's start; others cost `gpu_hour`.
+    gpu_types: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+
+
+class Budget(BaseModel):
+    """How much may be spent: money (`limit`) or GPU hours, in a day or month of UTC, or in all."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=100)
+    applies_to: str = Field(default="all", pattern=r"^(all|(user|key|model|recipe):.+)$")
+    period: Literal["day", "month", "total"]
+    limit: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    gpu_hours: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    action: Literal["refuse", "stop"] = "refuse"  # new services; `stop` also ends those that run
+
+    @model_validator(mode="after")
+    def _has_one_limit(self) -> Self:
+        if (self.limit is None) == (self.gpu_hours is None):
+            raise ValueError(f"the budget {self.name!r} needs either limit (money) or gpu_hours")
+        return self
+
+
 class SettingsError(OrchestratorError):
     """A setting or a recipe is missing or wrong; the text names it, its source and what is allowed."""
 
@@ -108,6 +139,10 @@ class Settings(BaseSettings):
     log_megabytes: int = Field(
         default=8, ge=1, le=1024
     )  # of HOME/orchestrator.log, with those before it four times that
+    # Minutes without a request after which a service is ended that says nothing of it itself; None: never.
+    idle_minutes: float | None = Field(default=None, ge=0.1, le=525_600)
+    prices: Prices = Prices()
+    budgets: list[Budget] = []
     site: Site = Site()
 
     @field_validator("recipes", mode="before")

@@ -4,22 +4,24 @@ import asyncio
 import functools
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from pydantic import SecretStr
-from sqlalchemy import ColumnElement, func
+from sqlalchemy import ColumnElement, func, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import aliased
 from sqlmodel import and_, col, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from orchestrator import sqlite
+from orchestrator import ledger, sqlite
+from orchestrator.costs import Use, run_ended, used_seconds
 from orchestrator.database import Database
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.ledger import Entry, Sought
 from orchestrator.models import Event, Job, JobState, Service, ServiceStatus, states_of
 from orchestrator.settings import SettingsError
 
@@ -40,6 +42,13 @@ class Tally(NamedTuple):
     cancelled: bool
     last: bool
     number: int
+
+
+class Why(NamedTuple):
+    """The event that gives the reason for another one."""
+
+    kind: str
+    detail: dict[str, Any]
 
 
 def whole(
@@ -149,8 +158,12 @@ class Store:
             job = await session.get_one(Job, submission_id)
             if job.state.ended:
                 return
+            if (run := run_ended(job, changes, at)) is not None:
+                job.earlier_runs = [*job.earlier_runs, run]
             for name, value in changes.items():
                 setattr(job, name, value)
+            if job.state.ended:
+                job.used_seconds = used_seconds(job, at)
             if kind is not None:
                 detail = {k: v.isoformat() if isinstance(v, datetime) else v for k, v in changes.items()}
                 service = await session.get_one(Service, job.service)
@@ -170,14 +183,34 @@ class Store:
             await session.commit()
 
     @whole
-    async def cancelled(self, submission_id: str, *, at: datetime, actor: str) -> None:
-        """A user has asked for the end of a service. The first time counts."""
+    async def cancelled(self, submission_id: str, *, at: datetime, actor: str, why: Why | None = None) -> None:
+        """The end of a service has been asked for, by a user or for a reason of ours. The first time counts."""
         async with self._writing() as session:
             service = await session.get_one(Service, submission_id)
             if service.cancelled_at is None:
                 service.cancelled_at, service.kept = at, False
+                if why is not None:
+                    session.add(_event(at, actor, why.kind, service, why.detail))
                 session.add(_event(at, actor, "service.cancelled", service, {}))
                 await session.commit()
+
+    @whole
+    async def warned(self, submission_id: str, why: Why, *, at: datetime, actor: str) -> None:
+        """What may end a service that nobody has cancelled yet."""
+        async with self._writing() as session:
+            service = await session.get_one(Service, submission_id)
+            if service.cancelled_at is None:
+                session.add(_event(at, actor, why.kind, service, why.detail))
+                await session.commit()
+
+    @whole
+    async def noted(self, seen: Mapping[str, tuple[datetime | None, datetime | None, datetime | None]]) -> None:
+        """When services were last used, since when they are idle, when they were last seen on: by submission id."""
+        names = ("submission_id", "last_activity", "idle_since", "looked_at")
+        rows = [dict(zip(names, (name, *moments), strict=True)) for name, moments in seen.items()]
+        async with self._writing() as session:
+            await session.exec(update(Service), params=rows)
+            await session.commit()
 
     @whole
     async def follows(self, job: Job, *, actor: str) -> bool:
@@ -353,6 +386,27 @@ class Store:
         """The events of one submission id, oldest first."""
         async with self._session() as session:
             return (await session.exec(select(Event).where(Event.subject == subject).order_by(col(Event.id)))).all()
+
+    @whole
+    async def audit(self, sought: Sought, *, limit: int, offset: int) -> tuple[list[Entry], int]:
+        """The events that are sought, the newest first, and how many there are on all pages."""
+        async with self._session() as session:
+            rows = await session.exec(ledger.entries(sought, limit, offset))
+            found = [Entry(event, service_id) for event, service_id in rows]
+            return found, (await session.exec(ledger.number(sought))).one()
+
+    @whole
+    async def uses(self, *, since: datetime | None = None, service: str | None = None) -> list[Use]:
+        """The jobs that may have run at or after `since`; with `service`, its submission id, all of this one."""
+        async with self._session() as session:
+            return [ledger.use_in(row) for row in await session.exec(ledger.jobs(since, service))]
+
+    @whole
+    async def used(self, *, since: datetime | None) -> list[Use]:
+        """All that was used from `since` until now, as short as possible: what lies wholly within is added up."""
+        async with self._session() as session:
+            added = [ledger.use_of_several(row) for row in await session.exec(ledger.sums(since))]
+            return added + [ledger.use_in(row) for row in await session.exec(ledger.cut_or_open(since))]
 
 
 def _conditions(recipe: str | None, status: ServiceStatus | None, groups: bool) -> list[ColumnElement[bool]]:

@@ -21,7 +21,7 @@ from orchestrator.runs import Endpoint, Endpoints, Exit
 from orchestrator.schedulers import JobInfo, Scheduler
 from orchestrator.schedulers.slurm import hostnames
 from orchestrator.services import Services, plan_of
-from orchestrator.store import Store
+from orchestrator.store import Store, Why
 from orchestrator.succession import Act, Role, earliest, healthy, role_of, step
 
 log = logging.getLogger(__name__)
@@ -186,6 +186,16 @@ class Watcher:
         if unwanted and info is not None and not self.drains(service, job):
             await self._cancel_again(info)
         return job.model_copy(update=changes or {})
+
+    async def end(self, service: Service, job: Job, *, actor: str, why: Why | None = None) -> None:
+        """Cancel a service: at once when it has nothing to do, else when it has answered what it was asked before."""
+        drains = self.drain > timedelta(0) and self.replicas.drain(service.submission_id)
+        try:
+            await self.services.cancel(service, job, actor=actor, drains=drains, why=why)
+        except OrchestratorError:
+            self.replicas.drain(service.submission_id, wanted=False)
+            raise
+        self.wake()
 
     def drains(self, service: Service, job: Job) -> bool:
         """Whether a job whose end is wanted still answers what it was asked before: of a cancelled service for a while,

@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 
+from orchestrator.caretaker import Caretaker
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.replicas import Replicas
@@ -64,6 +65,7 @@ class Parts:
     services: Services
     replicas: Replicas
     watcher: Watcher
+    caretaker: Caretaker
 
     async def start(self, config: dict[str, Any] | None = None, **more: Any) -> tuple[Service, Job]:
         return await self.services.start(RECIPE, config or {}, actor="test", **more)
@@ -80,12 +82,19 @@ class Parts:
 
 @asynccontextmanager
 async def orchestrated(
-    home: Path, scheduler: Scheduler, clock: Clock | None = None, *, grace: float = 60, site: Site | None = None
+    home: Path,
+    scheduler: Scheduler,
+    clock: Clock | None = None,
+    *,
+    grace: float = 60,
+    site: Site | None = None,
+    **more: Any,
 ) -> AsyncIterator[Parts]:
-    """The parts, opened on `home`. Opened again on the same home they are what comes up after a crash."""
+    """The parts, opened on `home`. Opened again on the same home they are what comes up after a crash. `more`:
+    settings."""
     home.mkdir(mode=0o700, exist_ok=True)
     clock = clock or Clock()
-    settings = Settings(home=home, site=site or fake_engine_site())
+    settings = Settings(home=home, site=site or fake_engine_site(), **more)
     async with open_store(home / "orchestrator.db") as store, httpx2.AsyncClient(timeout=10, trust_env=False) as client:
         book = RecipeBook([builtin_recipes()])
         services = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
@@ -95,7 +104,8 @@ async def orchestrated(
             grace=timedelta(seconds=grace), drain=timedelta(seconds=30), poll_seconds=1, probe_seconds=1,
             steady=clock.steady,
         )  # fmt: skip
-        yield Parts(settings, clock, store, services, replicas, watcher)
+        caretaker = Caretaker(store, services, replicas, watcher, clock, seconds=1)
+        yield Parts(settings, clock, store, services, replicas, watcher, caretaker)
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -24,6 +24,7 @@ READ = (
 )  # fmt: skip
 ASK = (
     "/v1/chat/completions", "/v1/embeddings", "/v2/rerank", "/tokenize", "/classify", "/api/v1/vllm/1/prompt",
+    "/api/services/1/activity", "/api/v1/services/sg-1/activity",
     "/api/services/vllm/1/prompt", "/api/v1/services/1/v1/chat/completions", "/api/services/1:8001/v1/completions",
     "/api/v1/services/1/tokenize", "/api/v1/vector-db/1/collections/b", "/api/v1/vector-db/1/collections/b/points",
     "/api/services/vector-db/1/collections/b/search", "/api/v1/vector-db/1/qdrant/collections/b/points",

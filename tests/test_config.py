@@ -428,6 +428,37 @@ def test_a_service_may_outlive_its_job_where_two_jobs_can_run_side_by_side() -> 
         assert "longer time_limit (at most 2880 minutes)" in says
 
 
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [
+        ({}, 45), ({"idle_timeout": None}, 45), ({"idle_timeout": 0}, None), ({"idle_timeout": "0"}, None),
+        ({"idle_timeout": 1}, 1), ({"idle_timeout": "1"}, 1), ({"idle_timeout": 0.1}, 0.1),
+        ({"idle_timeout": "2.5"}, 2.5),
+        ({"idle_timeout": 525600}, 525600),
+    ],
+)  # fmt: skip
+def test_the_minutes_without_a_request(given: dict[str, Any], minutes: float | None) -> None:
+    for recipe in BOOK.all():
+        config = {"resources": {"gpu": 4}} | given if recipe.gpus_per_replica_parameter else given
+        assert resolve(recipe, config, SITE, idle_minutes=45).idle_timeout == minutes
+    assert plan({}).idle_timeout is None
+
+
+def test_minutes_that_cannot_be_meant() -> None:
+    for bad in (0.09, -1, "-1", 525_601, 1e300):
+        said = refusal({"idle_timeout": bad})
+        assert said.startswith("config.idle_timeout is ") and "0.1 to 525600 minutes" in said and "or 0" in said
+    odd_ones: list[Any] = ["soon", True, [1], {}, float("nan"), "inf"]
+    for odd in odd_ones:
+        assert "config.idle_timeout must be a " in refusal({"idle_timeout": odd})
+
+
+def test_the_plan_knows_the_type_of_gpus_that_the_site_has() -> None:
+    site = SITE.model_copy(update={"gpu_type": "a100"})
+    assert resolve(VLLM, {"gpu": 1}, site).gpu_type == "a100"
+    assert resolve(VLLM, {"gpu": None}, site).gpu_type is None
+
+
 def _of_any(recipe: Recipe, config: dict[str, Any]) -> Plan:
     return plan({"resources": {"gpu": 4}} | config if recipe.gpus_per_replica_parameter else config, recipe)
 

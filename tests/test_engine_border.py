@@ -20,7 +20,7 @@ from orchestrator.inference import Group, Inferences
 from orchestrator.prompt import Question, ask
 from orchestrator.relay import LIFTED, relay
 from orchestrator.replicas import Replica, Replicas, probe
-from orchestrator.routes.vector_db import is_relayed
+from orchestrator.routes.vector_db import is_relayed, is_use
 from orchestrator.wire.http1 import parse_request
 from orchestrator.wire.upstream import open_pool
 from tests.test_inference import Kept
@@ -214,3 +214,15 @@ def test_what_is_on_the_list_does() -> None:
 )  # fmt: skip
 def test_of_qdrant_s_api_too_only_what_is_on_a_list_is_relayed(target: str, relayed: bool) -> None:
     assert is_relayed(target) is relayed
+
+
+@pytest.mark.parametrize(
+    ("target", "use"),
+    [
+        ("/collections", True), ("/collections/b/points/search?wait=true", True), ("/collections/metrics", True),
+        ("/snapshots", True), ("/", False), ("/?x=1", False), ("/metrics", False), ("/%6detrics", False),
+        ("/healthz", False), ("/readyz?a", False), ("/livez", False), ("/telemetry", False),
+    ],
+)  # fmt: skip
+def test_looking_at_a_qdrant_is_no_use_of_it(target: str, use: bool) -> None:
+    assert is_use(target) is use

@@ -1,4 +1,4 @@
-"""Requests whose replica is gone, or says no at great length; whose turn it is."""
+"""Requests whose replica is gone, or says no at great length; whose turn it is; which are a use of their service."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from orchestrator.inference import Group, Inferences
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.wire.http1 import parse_request
 from orchestrator.wire.upstream import open_pool
-from tests.orchestrating import START
+from tests.orchestrating import START, Clock
 
 _ANSWER = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{}"
 _BODY = b'{"model":"m"}'
@@ -180,3 +180,40 @@ def test_the_turns_of_thousands_of_services_are_not_kept() -> None:
         return len(inferences._turns)
 
     assert 0 < asyncio.run(work()) <= 1024
+
+
+@pytest.mark.parametrize(("method", "used"), [("POST", True), ("GET", False), ("HEAD", False)])
+def test_a_use_counts_from_its_beginning_and_its_end_and_what_only_looks_does_not(method: str, used: bool) -> None:
+    async def work() -> None:
+        clock, asked, go = Clock(), asyncio.Event(), asyncio.Event()
+
+        async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            asked.set()
+            await go.wait()
+            writer.write(_ANSWER)
+            writer.close()
+            await writer.wait_closed()
+
+        server = await asyncio.start_server(engine, "127.0.0.1", 0)
+        one = replica(0, server.sockets[0].getsockname()[1])
+        replicas = Replicas()
+        replicas.update("s", "s", [one])
+        head = _HEAD if method == "POST" else b"%s /v1/models HTTP/1.1\r\n\r\n" % method.encode()
+        async with server, open_pool() as pool, asyncio.timeout(10):
+            reply = Kept()
+            inferences = Inferences(replicas, pool, clock, _why)
+            exchange = inferences.begin(parse_request(head), reply, b"/v1/x", Group("s"), {})
+            if method == "POST":
+                exchange.feed(_BODY)
+            exchange.end()
+            await asked.wait()
+            assert (one.in_flight, one.in_use, replicas.busy("s")) == (1, int(used), used)
+            assert replicas.last_used("s") == (START if used else None)
+            clock.advance(60)
+            go.set()
+            await reply.done.wait()
+        assert (one.in_flight, one.in_use) == (0, 0)
+        assert replicas.last_used("s") == (clock.now if used else None)
+
+    asyncio.run(work())

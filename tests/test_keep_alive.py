@@ -177,7 +177,7 @@ def test_it_takes_over_when_it_answers_and_the_old_one_ends_when_it_is_idle(slur
         parts.clock.advance(0.95 * HOUR)
         await parts.watcher.look()
         old, successor = taking(parts, service)[0], await next_of(parts, service)
-        with old.lease(parts.clock.now):
+        with old.lease(parts.clock):
             await run(parts, slurm, successor.submission_id, "101", ends=EPOCH + 2 * HOUR)
             assert [r.job_id for r in taking(parts, service)] == ["100", "101"], "new requests need not wait"
             await parts.watcher.look()
@@ -336,7 +336,7 @@ def test_a_cancel_ends_both_jobs(slurm: FakeSlurm, drains: bool) -> None:
         parts.clock.advance(0.95 * HOUR)
         await parts.watcher.look()
         found, job = await parts.store.find("100")
-        with taking(parts, service)[0].lease(parts.clock.now):
+        with taking(parts, service)[0].lease(parts.clock):
             await parts.services.cancel(found, job, actor="me", drains=drains)
             await parts.watcher.look()
             assert slurm.jobs()["101"]["state"] == "CANCELLED", "it has nothing to do"

@@ -32,7 +32,16 @@ _OF_SERVICES = [
     "UPDATE service SET job = submission_id",
     "UPDATE service SET kept = true, handovers = 2 WHERE id = '7'",
 ]
-ROWS: dict[str, list[str]] = {"0001": _FIRST, "0002": _FIRST, "0003": [*_FIRST, *_OF_SERVICES]}
+_ACCOUNTS = [
+    f"UPDATE service SET actor = 'me', last_activity = '{AT}', idle_since = '{AT}', looked_at = '{AT}' WHERE id = '7'",
+    f"""UPDATE job SET earlier_runs = '[["{AT}", "{AT}"]]' WHERE job_id = '7'""",
+]
+ROWS: dict[str, list[str]] = {
+    "0001": _FIRST,
+    "0002": _FIRST,
+    "0003": [*_FIRST, *_OF_SERVICES],
+    "0004": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS],
+}
 NEXT = """
 import sqlalchemy as sa
 from alembic import op
@@ -123,6 +132,22 @@ def test_the_database_before_a_migration_is_kept(revision: str, tmp_path: Path) 
     assert rows(copy) == before
     assert mode(copy) == mode(path) == 0o600
     assert sorted(tmp_path.iterdir()) == [tmp_path / "migrations", path, copy]
+
+
+def test_who_started_a_service_and_what_it_used_is_found_in_what_there_is(tmp_path: Path) -> None:
+    path = tmp_path / "orchestrator.db"
+    filled(path, "0003")
+    with closing(sqlite3.connect(path)) as database:
+        for actor, kind in (("ana", "service.created"), ("bo", "service.cancelled")):
+            event = f"('{AT}', '{actor}', '{kind}', 's1', '{{}}')"
+            database.execute(f"INSERT INTO event (at, actor, kind, subject, detail) VALUES {event}")
+        times = "started_at = '2026-11-21 12:00:00.000000', ended_at = '2026-11-21 13:01:01.500000'"
+        database.execute(f"UPDATE job SET {times} WHERE submission_id = 's1'")
+        database.commit()
+    prepare(path)
+    now = rows(path)
+    assert [row["actor"] for row in now["service"]] == ["ana", ""]
+    assert [(row["used_seconds"], row["earlier_runs"]) for row in now["job"]] == [(3661.5, "[]"), (0, "[]")]
 
 
 def test_a_newer_database_is_refused_in_one_sentence(tmp_path: Path) -> None:

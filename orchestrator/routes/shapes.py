@@ -92,6 +92,7 @@ class ServiceDetail(ServiceShape):
     """A service and what it waits for. `reason` is in words; `endpoint` is null until the engine answers.
 
     `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
+    `idle_timeout` is in minutes; `idle_shutdown_at` is null for never, and while a request is open.
     """
 
     endpoint: str | None
@@ -103,6 +104,9 @@ class ServiceDetail(ServiceShape):
     job: JobShape
     next_job: JobShape | None
     handovers: int
+    idle_timeout: float | None
+    last_activity: datetime | None
+    idle_shutdown_at: datetime | None
 
 
 class StatusShape(BaseModel):
@@ -413,6 +417,9 @@ def service_detail(app: Orchestrator, wanted: Wanted, successor: Job | None) -> 
         job=job_shape(job),
         next_job=None if successor is None or successor.state.ended else job_shape(successor),
         handovers=service.handovers,
+        idle_timeout=plan_of(service).idle_timeout,
+        last_activity=app.caretaker.idleness(service, job).last_activity,
+        idle_shutdown_at=app.caretaker.shutdown_at(service, job),
     )
 
 

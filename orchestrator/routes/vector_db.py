@@ -73,6 +73,8 @@ _RELAYED = (
     "collections", "aliases", "snapshots", "cluster", "telemetry", "metrics", "locks", "issues", "healthz", "livez",
     "readyz",
 )  # fmt: skip
+# Of these, what only looks at how it does; the root is its name and version.
+_LOOKS = ("", "telemetry", "metrics", "healthz", "livez", "readyz")
 METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
@@ -101,7 +103,7 @@ async def list_vector_db_services(app: App) -> VectorDbServices:
 @router.get("/vector-db/{service_id}/collections", summary="List the collections")
 async def list_collections(app: App, service_id: ServiceId) -> Collections:
     wanted, replica = await ready(app, service_id)
-    with replica.lease(app.watcher.clock()):
+    with replica.lease(app.watcher.clock):
         names = await vectors.list_collections(replica)
     return Collections(success=True, collections=names, service_id=wanted.id, endpoint=replica.url)
 
@@ -110,7 +112,7 @@ async def list_collections(app: App, service_id: ServiceId) -> Collections:
 async def show_collection(app: App, service_id: ServiceId, collection: CollectionName) -> Collection:
     """`collection_info` is Qdrant's own description."""
     wanted, replica = await ready(app, service_id)
-    with replica.lease(app.watcher.clock()):
+    with replica.lease(app.watcher.clock):
         info = await vectors.show_collection(replica, collection)
     return Collection(collection_info=info, **common(wanted, replica, collection))
 
@@ -129,7 +131,7 @@ async def create_collection(
     asked = vectors.collection_asked(body)
     if asked is None:
         return Relayed(app, replica, f"/collections/{quote(collection, safe='')}", await request.body())
-    with replica.lease(app.watcher.clock()):
+    with replica.lease(app.watcher.clock):
         await vectors.create_collection(replica, collection, asked)
     return CollectionCreated(
         message=f"Collection '{collection}' created successfully",
@@ -142,7 +144,7 @@ async def create_collection(
 @router.delete("/vector-db/{service_id}/collections/{collection}", summary="Delete a collection with all its points")
 async def delete_collection(app: App, service_id: ServiceId, collection: CollectionName) -> CollectionDeleted:
     wanted, replica = await ready(app, service_id)
-    with replica.lease(app.watcher.clock()):
+    with replica.lease(app.watcher.clock):
         await vectors.delete_collection(replica, collection)
     told = f"Collection '{collection}' deleted successfully"
     return CollectionDeleted(message=told, **common(wanted, replica, collection))
@@ -163,7 +165,7 @@ async def upsert_points(
     points = await asyncio.to_thread(vectors.points_asked, body)
     if points is None:
         return Relayed(app, replica, f"/collections/{quote(collection, safe='')}/points", await request.body())
-    with replica.lease(app.watcher.clock()):
+    with replica.lease(app.watcher.clock):
         await vectors.upsert(replica, collection, points)
     told = f"Upserted {len(points)} points into collection '{collection}'"
     return PointsUpserted(message=told, num_points=len(points), **common(wanted, replica, collection))
@@ -183,7 +185,7 @@ async def search_points(
     asked = vectors.search_asked(body)
     if asked is None:
         return Relayed(app, replica, f"/collections/{quote(collection, safe='')}/points/search", await request.body())
-    with replica.lease(app.watcher.clock()):
+    with replica.lease(app.watcher.clock):
         found = await vectors.search(replica, collection, asked)
     return SearchResults(results=found, result=found, num_results=len(found), **common(wanted, replica, collection))
 
@@ -240,6 +242,11 @@ def is_relayed(target: str) -> bool:
     return known and not any(segment in (".", "..") for segment in segments)
 
 
+def is_use(target: str) -> bool:
+    """Whether a path of Qdrant's own is asked for the data, not to look at how it does. Pure."""
+    return unquote(target.partition("?")[0].split("/")[1]) not in _LOOKS
+
+
 async def ready(app: Orchestrator, service_id: str) -> tuple[Wanted, Replica]:
     """A vector database that answers. Raises NotFound, BadRequest for another kind of service, NotReady, Conflict."""
     wanted = await find(app, service_id)
@@ -270,7 +277,7 @@ class Relayed(Response):
         headers = [(name, value) for name, value in scope["headers"] if name.lower() not in BETWEEN_US]
         headers += [(name.encode(), value.encode()) for name, value in vectors.key_headers(self._replica).items()]
         try:
-            with self._replica.lease(self._app.watcher.clock()):
+            with self._replica.lease(self._app.watcher.clock, used=is_use(self._target)):
                 await relay(
                     self._app.engines, scope, receive, send,
                     url=self._replica.url, target=self._target.encode("latin-1"), headers=headers,

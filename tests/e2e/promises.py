@@ -675,6 +675,37 @@ def ready(call: Call, answer: Answer) -> None:
     assert answer.json() == {"ready": True}
 
 
+# Accounts
+
+
+def activity(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert told["status"] == "recorded"
+    assert call.api.show(call.id)["last_activity"] >= told["last_activity"]
+
+
+def service_costs(call: Call, answer: Answer) -> None:
+    """The job runs, so that its time is what Slurm says of it."""
+    told = answer.json()
+    assert (told["service_id"], told["sessions_count"], len(told["jobs"])) == (call.id, 1, 1)
+    assert told["total_runtime_hours"] > 0
+    assert told["jobs"][0]["started_at"] == call.api.show(call.id)["job"]["started_at"]
+
+
+def costs(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert told["group_by"] == call.query.get("group_by", "service") and told["groups"]
+    assert told["total_runtime_hours"] > 0
+
+
+def audit(call: Call, answer: Answer) -> None:
+    entries = answer.json()
+    assert entries and [entry["ts"] for entry in entries] == sorted((entry["ts"] for entry in entries), reverse=True)
+    assert len(entries) <= int(call.query.get("limit", 50))
+    if "event" in call.query:
+        assert {entry["event"] for entry in entries} == {call.query["event"]}
+
+
 LLM, GROUP, QDRANT = ("vllm",), ("group",), ("qdrant",)
 COLLECTION = "/api/v1/vector-db/{id}/collections/{collection}"
 
@@ -717,6 +748,10 @@ PROMISES = {
     "GET /api/v1/services/{id}/metrics": Promise(service_metrics, LLM),
     "GET /api/v1/services/{id}/status": Promise(status, LLM),
     "POST /api/v1/services/{id}/status": Promise(cancelled, LLM, ends=True),
+    "POST /api/v1/services/{id}/activity": Promise(activity, (*LLM, *GROUP, *QDRANT)),
+    "GET /api/v1/services/{id}/costs": Promise(service_costs, (*LLM, *GROUP, *QDRANT)),
+    "GET /api/v1/costs": Promise(costs),
+    "GET /api/v1/audit": Promise(audit),
     "GET /api/v1/vector-db/services": Promise(vector_db_services),
     "GET /api/v1/vector-db/{id}/collections": Promise(collections, QDRANT),
     f"GET {COLLECTION}": Promise(collection_shown, QDRANT),
