@@ -85,7 +85,7 @@ def jobs(since: datetime | None = None, service: str | None = None) -> Select[An
         statement = statement.where(or_(col(Job.ended_at).is_(None), col(Job.ended_at) > since))
     if service is not None:
         statement = statement.where(col(Job.service) == service)
-    ordered: Select[Any] = statement.order_by(col(Job.recorded_at))
+    ordered: Select[Any] = statement.order_by(col(Job.recorded_at), col(Job.submission_id))
     return ordered
 
 

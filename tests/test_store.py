@@ -19,9 +19,10 @@ from sqlmodel import SQLModel
 from orchestrator import models
 from orchestrator.database import HEAD
 from orchestrator.errors import Conflict, NotFound
+from orchestrator.ledger import Sought
 from orchestrator.models import Job, JobState, Service
 from orchestrator.settings import SettingsError
-from orchestrator.store import Store, open_store
+from orchestrator.store import Store, Why, open_store
 from tests.databases.place import Place
 from tests.orchestrating import START
 
@@ -408,5 +409,47 @@ def test_what_the_store_returns_is_a_copy(place: Place) -> None:
         await add(store, "a")
         (await store.find("a"))[1].state = JobState.LOST
         assert (await store.find("a"))[1].state is JobState.SUBMITTING
+
+    with_store(place, work)
+
+
+def test_what_was_used_and_done_is_the_same_on_each_database(place: Place) -> None:
+    """A job that was put back into the queue, one that runs, one that has never run."""
+    plan = {"served_model_name": "m", "resources": {"nodes": 2, "gpu": 3, "cpu": 5}, "gpu_type": None, "price": None}
+    hour = timedelta(hours=1)
+
+    async def work(store: Store) -> None:
+        for name, actor in (("a", "ana"), ("b", "ana"), ("c", "bo")):
+            await store.add(service(name, age=9000, plan=plan, actor=actor), job(name, age=9000), actor=actor)
+            await store.accepted(name, f"id-{name}", at=START, actor="me")
+        running = {"state": JobState.RUNNING, "started_at": START - 2 * hour}
+        for name in ("a", "b"):
+            await store.record(name, running, at=START, actor="watcher", kind=None)
+        await store.record(
+            "a", {"state": JobState.PENDING, "started_at": None}, at=START - hour, actor="watcher", kind=None
+        )
+        ended = {"state": JobState.COMPLETED, "started_at": START - hour / 2, "ended_at": START}
+        await store.record("a", ended, at=START, actor="watcher", kind="job.state")
+        assert (await store.job("a")).used_seconds == 5400
+        uses = {use.service: use for use in await store.uses()}
+        assert [(use.actor, use.model, use.gpus, use.cores, use.price) for use in uses.values()] == [
+            ("ana", "m", 6, 10, None), ("ana", "m", 6, 10, None), ("bo", "m", 6, 10, None)
+        ]  # fmt: skip
+        assert uses["a"].earlier_runs == [[(START - 2 * hour).isoformat(), (START - hour).isoformat()]]
+        assert [use.service_id for use in await store.uses(service="b")] == ["id-b"]
+        summed = [(use.actor, use.gpus, use.seconds) for use in await store.used(since=None) if use.seconds]
+        assert summed == [("ana", 6, 5400)]
+        assert {use.service for use in await store.used(since=START - hour)} == {"a", "b", "c"}
+        await store.noted({"a": (START, START - hour, None), "b": (None, None, START)})
+        one, other = (await store.find("id-a"))[0], (await store.find("id-b"))[0]
+        assert (one.last_activity, one.idle_since, one.looked_at) == (START, START - hour, None)
+        assert (other.last_activity, other.looked_at) == (None, START)
+        await store.cancelled("b", at=START, actor="idle", why=Why("service.idle_shutdown", {"idle_minutes": 1}))
+        await store.warned("b", Why("service.idle_warning", {}), at=START, actor="idle")  # it is too late for that
+        by_idle, number = await store.audit(Sought(actor="idle"), limit=1, offset=0)
+        assert ([(e.event.kind, e.service_id) for e in by_idle], number) == ([("service.cancelled", "id-b")], 2)
+        late, _ = await store.audit(Sought(subject="sg-id-a", since=START), limit=9, offset=0)
+        assert {entry.event.kind for entry in late} == {"job.accepted", "job.state"}
+        assert (await store.audit(Sought(event="service.created", until=START - 3 * hour), limit=9, offset=0))[1] == 0
 
     with_store(place, work)
