@@ -33,6 +33,9 @@ SITE = {"engines": {"vllm": {"command": FAKE_ENGINE}, "qdrant": {"command": QDRA
 # The fake Slurm counts from 100, so that these ids are known before anything runs.
 VLLM, GROUP, QDRANT, ENDED, PENDING, PENDING_GROUP = "100", "101", "102", "103", "104", "105"
 COLLECTION = "books"
+# A model that nothing ever loads, since the fake Slurm's queue does not move.
+SLOT, ASLEEP = "main", "asleep"
+MODELS = {"models": {ASLEEP: {"recipe": "inference/llamacpp-cpu", "slot": SLOT}}}
 STARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("vllm-single-node", {"gpu": None}),
     ("vllm-replicas", {"gpu": 2}),
@@ -75,6 +78,7 @@ def halves() -> Iterator[Halves]:
     with contextlib.ExitStack() as opened:
         home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sg-", dir="/tmp")))
         slurm, port = FakeSlurm(home), _free_port()
+        (home / "models.yaml").write_text(json.dumps(MODELS))
         environment = _environment(home, port, opened.enter_context(fake_hub()).url)
         orchestrator = opened.enter_context(Child("orchestrator", environment, home / "orchestrator.log"))
         gateway = opened.enter_context(Child("gateway", environment, home / "gateway.log"))
@@ -92,6 +96,8 @@ def _environment(home: Path, port: int, hub: str) -> dict[str, str]:
         ORCHESTRATOR_HOME=str(home / "o"),
         ORCHESTRATOR_SOCKET=str(home / "o.sock"),
         ORCHESTRATOR_SITE=json.dumps(SITE),
+        ORCHESTRATOR_MODELS=str(home / "models.yaml"),
+        ORCHESTRATOR_WAKE_HOLD_SECONDS="0.1",
         ORCHESTRATOR_POLL_SECONDS="0.2",
         ORCHESTRATOR_PROBE_SECONDS="0.2",
         GATEWAY_PORT=str(port),

@@ -20,10 +20,10 @@ class Problem(BaseModel):
     error: dict[str, Any]
 
 
-_FORM = {"model": Problem, "description": "An error in OpenAI's form."}
-_ERRORS: dict[int | str, dict[str, Any]] = {status: _FORM for status in (400, 404, 409, 413, 422, 502, 503)}
+FORM = {"model": Problem, "description": "An error in OpenAI's form."}
+ERRORS: dict[int | str, dict[str, Any]] = {status: FORM for status in (400, 404, 409, 413, 422, 502, 503)}
 
-router = APIRouter(tags=["openai"], responses=_ERRORS)
+router = APIRouter(tags=["openai"], responses=ERRORS)
 of_a_service = APIRouter(tags=["openai"])
 """Below the base URL of one service, where its engine has no answer of its own."""
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict
 
 from orchestrator.deps import App
-from orchestrator.routes.openai import cards
+from orchestrator.routes.openai import ERRORS, cards
 from orchestrator.routes.strict import StrictRoute
 from orchestrator.slots import Slot
 from orchestrator.switching import Phase
@@ -61,7 +61,7 @@ async def show_slot(app: App, name: Name) -> SlotShape:
     return slot_shape(app.slots.find(name))
 
 
-@router.get("/slots/{name}/v1/models", summary="List the models of a slot")
+@router.get("/slots/{name}/v1/models", summary="List the models of a slot", responses=ERRORS)
 async def list_slot_models(app: App, name: Name) -> dict[str, Any]:
     """In OpenAI's form, with their states."""
     slot = app.slots.find(name)

@@ -379,6 +379,35 @@ def openai_model(call: Call, answer: Answer) -> None:
     assert check_card(answer.json()) == MODEL
 
 
+def slots(call: Call, answer: Answer) -> None:
+    (only,) = answer.json()
+    check_slot(only)
+
+
+def slot(call: Call, answer: Answer) -> None:
+    check_slot(answer.json())
+
+
+def check_slot(told: dict[str, Any]) -> None:
+    assert (told["name"], told["base_url"]) == ("main", "/slots/main/v1")
+    assert {model["name"] for model in told["models"]} == {"qwen3-30b", "gpt-oss120"}
+    assert {model["state"] for model in told["models"]} <= {"sleeping", "loading", "running"}
+
+
+def slot_models(call: Call, answer: Answer) -> None:
+    assert {check_card(card) for card in answer.json()["data"]} == {"qwen3-30b", "gpt-oss120", "main"}
+
+
+def switched(call: Call, answer: Answer) -> None:
+    """The slot's own base URL answers with the model that is loaded now."""
+    check_slot(answer.json(202))
+    wait_for(lambda: call.api.get("/slots/main")["phase"] == "serving", "the model is loaded", 60)
+    body = {"model": "main", "messages": [{"role": "user", "content": "hello"}]}
+    answered = call.api.http.post("/slots/main/v1/chat/completions", json=body)
+    assert answered.status_code == 200, answered.text
+    assert call.api.get("/slots/main")["loaded"] == call.asked["model"]
+
+
 def check_card(card: dict[str, Any]) -> str:
     assert (card["object"], bool(card["root"]), bool(card["created"])) == ("model", True, True)
     return str(card["id"])
@@ -728,6 +757,10 @@ PROMISES = {
     "POST /tokenize": Promise(tokenized),
     "POST /detokenize": Promise(detokenized),
     "GET /version": Promise(version),
+    "GET /slots": Promise(slots),
+    "GET /slots/{name}": Promise(slot),
+    "GET /slots/{name}/v1/models": Promise(slot_models),
+    "POST /slots/{name}/switch": Promise(switched),
     "GET /api/v1/services/{id}/v1/models": Promise(openai_models, LLM),
     "POST /api/v1/preflight": Promise(looked_at),
     "GET /api/v1/recipes": Promise(recipes),

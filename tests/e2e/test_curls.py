@@ -3,6 +3,7 @@
 The commands of a document run in their order, as later ones may need what earlier ones have made.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,6 +20,11 @@ from tests.fake_hub import fake_hub
 pytestmark = pytest.mark.cluster
 
 CURLS = [curl for document in DOCUMENTS for curl in curls(document.name, document.read_text())]
+ENTRY = {
+    "source": {"type": "huggingface_repo", "value": "gpt2"},
+    "config": {"resources": {"gpu": None, "cpu": 1, "memory": "1G"}},
+    "slot": "main",
+}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "group": ("inference/vllm-replicas", {"model": "gpt2", "resources": {"gpu": 2, "cpu": 2, "memory": "2G"}}),
     "vllm": ("inference/vllm-single-node", {"model": "gpt2", "resources": {"gpu": None, "cpu": 1, "memory": "1G"}}),
@@ -37,6 +43,9 @@ def reader(shared_deployment: Deployment) -> Iterator[Call]:
     with ExitStack() as stack:
         with namespace(one.cluster, "login"):
             one.environment["HF_ENDPOINT"] = stack.enter_context(fake_hub()).url
+        models = one.cluster.home / "models.yaml"
+        models.write_text(json.dumps({"models": dict.fromkeys(("qwen3-30b", "gpt-oss120"), ENTRY)}))
+        one.environment["ORCHESTRATOR_MODELS"] = str(models)
         one.start_orchestrator()
         one.start_gateway()
         api = stack.enter_context(laptop_api())
