@@ -10,7 +10,7 @@ from gateway.link import Crowded, Link, Unreached
 from gateway.problem import rendered
 from gateway.remembered import MODELS
 from gateway.trunk import REPEATABLE, Trunk
-from orchestrator.access import CREDENTIALS, Refusal, acting
+from orchestrator.access import CREDENTIALS, Refusal, acting, controlling
 from orchestrator.keys import Key
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.hosted import Application
@@ -86,7 +86,7 @@ class Door:
             framing.append((b"transfer-encoding", b"chunked"))
         if target.partition(b"?")[0] == paths.TARGETS.encode():
             framing.append((b"x-forwarded-host", request.header(b"host") or b""))
-        headers = acting(end_to_end(request.headers, _NOT_FURTHER), whose)
+        headers = acting(end_to_end(request.headers, _NOT_FURTHER), whose) + controlling(path, request.headers, whose)
         return request_head(method, target, headers + framing)
 
     def _unreached(self, request: Request, reply: Reply, why: Unreached) -> None:

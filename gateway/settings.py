@@ -184,7 +184,7 @@ def is_loopback(host: str) -> bool:
 
 def environment_of_a_child(**settings: str) -> dict[str, str]:
     """This process's environment with exactly these settings: the user's own, meant for other runs, are left out."""
-    foreign = ("ORCHESTRATOR_", "GATEWAY_")
+    foreign = ("ORCHESTRATOR_", "GATEWAY_", "VAST_", "CONTROL_API_KEY")
     return {name: value for name, value in os.environ.items() if not name.startswith(foreign)} | settings
 
 

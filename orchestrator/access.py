@@ -23,12 +23,17 @@ CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"cookie"})
 """Headers that are between a client and us: nobody behind us gets them."""
 
 ACTOR = b"x-sluice-actor"
-BETWEEN_US = CREDENTIALS | {ACTOR, b"idempotency-key"}
+SCOPE = b"x-sluice-scope"
+CONTROL = b"x-sluice-control"
+"""What may be the key of what asks for one of its own (`asks_itself`): there the orchestrator judges it, not we."""
+_TOLD = frozenset({ACTOR, SCOPE, CONTROL})
+BETWEEN_US = CREDENTIALS | _TOLD | {b"idempotency-key"}
 """Headers that a client sends for us: no engine gets them."""
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 _READING = ("GET", "HEAD", "OPTIONS")
-_ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?")
+_ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?|/infra/vast(/.*)?")
+_ITSELF = re.compile(r"/infra/vast(/.*)?")
 # Snapshots are files and addresses that the engine reads and writes, a cluster's nodes are other machines.
 _ENGINE_ITSELF = re.compile(r"/api(/v1)?(/services)?/vector-db/[^/]+/qdrant/(.*/)?(snapshots|cluster)(/.*)?")
 _USE = re.compile(
@@ -56,6 +61,11 @@ def needed(method: str, path: str) -> Scope:
     if _USE.fullmatch(decoded):
         return Scope.USE
     return Scope.MANAGE if _MANAGE.fullmatch(decoded) else Scope.ADMIN
+
+
+def asks_itself(path: str) -> bool:
+    """Whether what is there asks for a key of its own, in X-API-Key, from everybody who has no admin key of ours."""
+    return _ITSELF.fullmatch(unquote(path)) is not None
 
 
 @dataclass(frozen=True)
@@ -96,6 +106,8 @@ def judge(keys: Keys, method: str, path: str, headers: Headers, what: str) -> Ke
     for key in live:
         if key.scope.covers(need):
             return key
+    if asks_itself(path) and any(keys.find(secret) is None for secret in own_keys(headers)):
+        return None
     if live:
         key = live[0]
         text = f"the key {key.name!r} has the scope {key.scope}, but {method[:20]} {path[:200]} needs {need}"
@@ -120,10 +132,26 @@ def given_keys(headers: Headers) -> Iterator[bytes]:
             yield value.strip()
 
 
+def own_keys(headers: Headers) -> list[bytes]:
+    """What may be a key of what asks for one itself."""
+    return [value.strip() for name, value in headers if name == b"x-api-key" and value.strip()]
+
+
 def acting(headers: Headers, key: Key | None) -> Headers:
     """The headers with the name of whose key it is, for the record, in place of what a client says of itself."""
-    kept = [header for header in headers if header[0] != ACTOR]
+    kept = [header for header in headers if header[0] not in _TOLD]
     return kept if key is None else [*kept, (ACTOR, key.name.encode())]
+
+
+def controlling(path: str, headers: Headers, key: Key | None) -> Headers:
+    """What else is told there where a key is asked for itself: the one that was given, and the scope of ours.
+
+    `headers` are the client's. Nowhere else is anything told.
+    """
+    if not asks_itself(path):
+        return []
+    given = [(CONTROL, value) for value in own_keys(headers)[:1]]
+    return given if key is None else [*given, (SCOPE, key.scope.value.encode())]
 
 
 def _ended(key: Key) -> str:
@@ -150,7 +178,8 @@ class Admission:
                 reply.write(self._render(request.path, judged.status, judged.text))
                 reply.finish()
                 return Answered()
-            request.head.headers = acting(request.headers, judged)
+            told = controlling(request.path, request.headers, judged)
+            request.head.headers = acting(request.headers, judged) + told
             request.head.admitted = self._keys.generation
         return self._inner(request, reply)
 

@@ -50,6 +50,7 @@ from orchestrator.routes import (
     recipes,
     services,
     slots,
+    vast,
     vector_db,
     vllm,
 )
@@ -60,6 +61,7 @@ from orchestrator.settings import Settings
 from orchestrator.slots import Tools, make_slots
 from orchestrator.store import Store, open_store
 from orchestrator.traffic import OTHER, Counted, Traffic
+from orchestrator.vast.keeper import open_keeper
 from orchestrator.watcher import Watcher
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.http1 import answer
@@ -144,6 +146,7 @@ def _route(app: FastAPI) -> None:
     app.include_router(metrics.own)
     app.include_router(openai.router)
     app.include_router(slots.router)
+    app.include_router(vast.router)
     for prefix, documented in (("/api", True), ("/api/v1", False)):
         # Before vllm: its /vllm/{service_id}/… would take their paths.
         app.include_router(models.router, prefix=f"{prefix}/services", include_in_schema=documented)
@@ -185,15 +188,16 @@ async def opened(
 ) -> AsyncIterator[Orchestrator]:
     """Everything that is open while an orchestrator runs, closed in the reverse order."""
     relayed = httpx2.Timeout(None, connect=15)
+    replicas, drain = Replicas(), timedelta(seconds=settings.drain_seconds)
     async with (
         store_of(settings, lost) as store,
         httpx2.AsyncClient(limits=LIFTED, timeout=relayed, trust_env=False) as engines,
         httpx2.AsyncClient(limits=LIFTED, timeout=httpx2.Timeout(5), trust_env=False) as probes,
         open_hub(settings, clock) as hub,
         open_pool() as pool,
+        open_keeper(settings.vast, store, replicas, clock, drain) as keeper,
     ):
         work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
-        replicas = Replicas()
         watcher = Watcher(
             scheduler=scheduler,
             store=store,
@@ -202,7 +206,7 @@ async def opened(
             client=probes,
             clock=clock,
             grace=timedelta(seconds=settings.grace_seconds),
-            drain=timedelta(seconds=settings.drain_seconds),
+            drain=drain,
             poll_seconds=settings.poll_interval,
             probe_seconds=settings.probe_seconds,
             own_ports=frozenset({settings.port} if settings.host else ()),
@@ -237,6 +241,7 @@ async def opened(
                 watcher=watcher,
                 slots=places,
                 caretaker=caretaker,
+                keeper=keeper,
                 hub=hub,
                 catalogue=read_catalogue(),
                 loaders=read_loaders(),

@@ -25,6 +25,7 @@ from orchestrator.settings import Settings
 from orchestrator.slots import Slots
 from orchestrator.store import Store
 from orchestrator.traffic import Traffic
+from orchestrator.vast.keeper import Keeper
 from orchestrator.watcher import Watcher
 
 
@@ -40,6 +41,7 @@ class Orchestrator:
     watcher: Watcher
     slots: Slots
     caretaker: Caretaker
+    keeper: Keeper | None  # of what is rented at vast.ai
     hub: Hub
     catalogue: Catalogue
     loaders: Mapping[str, Loader]

@@ -2,6 +2,7 @@
 
     OrchestratorError            500  never raised itself
       BadRequest                 400  the request is well-formed JSON but asks for something that does not exist here
+      Unauthorized               401  the key that a path asks for was not given, or another one
       NotFound                   404  no such service, recipe, route
       Conflict                   409  the request contradicts what is running
       TooLarge                   413  the request's body is larger than what is read here
@@ -12,6 +13,11 @@
       EngineError                502  the engine of a service refused or broke
         ReplicaFailed            502  the fault is that replica's, not the request's: another one may be asked
       StateFull                  507  the state folder, or the database's disk, has no space left; what runs goes on
+      RentalError                502  vast.ai refused or broke, in its own words
+        RentalUnknown            504  vast.ai did not answer: nothing may be concluded from this
+      NotStarted                 504  a rented machine was not healthy in time
+      NotStopped                 504  a rented machine was not stopped in time
+      NotConfigured              500  what the request is for has not been set up here
       SettingsError              500  (in settings) a setting or a recipe of this orchestrator is wrong
 
 Each class is one HTTP status. Modules raise them, foreign errors are translated where they enter (`raise … from exc`),
@@ -36,6 +42,12 @@ class BadRequest(OrchestratorError):
     """The request cannot be served as it stands."""
 
     status = 400
+
+
+class Unauthorized(OrchestratorError):
+    """The key that a path asks for itself was not given, or it is another one."""
+
+    status = 401
 
 
 class NotFound(OrchestratorError):
@@ -94,6 +106,36 @@ class EngineError(OrchestratorError):
 
 class ReplicaFailed(EngineError):
     """A replica refused the connection, broke off, hung or answered 5xx before the first byte of an answer."""
+
+
+class RentalError(OrchestratorError):
+    """vast.ai refused or broke, in its own words."""
+
+    status = 502
+
+
+class RentalUnknown(RentalError):
+    """vast.ai did not answer in time. What it was asked for may have been done, or not."""
+
+    status = 504
+
+
+class NotStarted(OrchestratorError):
+    """A rented machine was not healthy within the time for that."""
+
+    status = 504
+
+
+class NotStopped(OrchestratorError):
+    """A rented machine was to be stopped, and vast.ai has not said within the time for that that it is."""
+
+    status = 504
+
+
+class NotConfigured(OrchestratorError):
+    """What the request is for has not been set up here; the text names the settings."""
+
+    status = 500
 
 
 class StateFull(OrchestratorError):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import DateTime, Enum, TypeDecorator, UniqueConstraint
+from sqlalchemy import DateTime, Enum, Index, TypeDecorator, UniqueConstraint, text
 from sqlalchemy.engine import Dialect
 from sqlmodel import JSON, Column, Field, SQLModel
 
@@ -188,6 +188,30 @@ class Event(SQLModel, table=True):
     kind: str = Field(index=True)
     subject: str = Field(index=True)
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+
+
+_OPEN = text("ended_at IS NULL")
+
+
+class Rental(SQLModel, table=True):
+    """One session of a rented machine: from when it was first seen to run until it was seen to have ended.
+
+    `seen_at` is when it was last known to cost, `cost` what it has cost until then, in dollars; `price` is that of an
+    hour from then on. `stopping` says by what it is being ended: `power_off`, `auto_shutdown`, "" for neither.
+    Of an instance at most one session is open, and the database sees to that.
+    """
+
+    __table_args__ = (Index("uq_rental_open", "instance_id", unique=True, sqlite_where=_OPEN, postgresql_where=_OPEN),)
+
+    id: int | None = Field(default=None, primary_key=True)
+    instance_id: int = Field(index=True)
+    started_at: datetime = Field(sa_type=UtcDateTime)
+    seen_at: datetime = Field(sa_type=UtcDateTime)
+    active_at: datetime = Field(sa_type=UtcDateTime)  # when it was last used
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    price: float = 0.0
+    cost: float = 0.0
+    stopping: str = ""
 
 
 def status_of(service: Service, job: Job, *, answers: bool) -> ServiceStatus:

@@ -36,6 +36,7 @@ class Replica:
 
     `submission_id` and `job_id` are those of its job, of which a service may have several one after the other.
     `service_id` is the service's for users, `created_at` tells services of one id apart.
+    `rented`: it runs on no node of ours, so there is no job, and both ids are the word for where it is rented.
     `state` is its supervisor's word (up, down, failed); `ready` is ours: its health check passes.
     """
 
@@ -50,6 +51,7 @@ class Replica:
     key: str
     health: str
     models_path: str | None
+    rented: bool = False
     restarts: int = 0
     starts: int = 1
     state: str = "up"
@@ -81,8 +83,13 @@ class Replica:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if self.node == "localhost" else self.node
+        host = "127.0.0.1" if self.node == "localhost" else self._host
         return f"http://{host}:{self.port}"
+
+    @property
+    def _host(self) -> str:
+        """As it stands in a URL."""
+        return f"[{self.node}]" if ":" in self.node else self.node
 
     def serves(self, cards: tuple[dict[str, Any], ...]) -> None:
         names = tuple(card["id"] for card in cards)
@@ -96,7 +103,7 @@ class Replica:
     @property
     def host(self) -> bytes:
         """For the Host header."""
-        return b"%s:%d" % (self.node.encode(), self.port)
+        return b"%s:%d" % (self._host.encode(), self.port)
 
     @property
     def headers(self) -> dict[str, str]:
@@ -155,7 +162,8 @@ class Replica:
 
 @dataclass
 class Replicas:
-    """All replicas, by the submission id of their service. The watcher writes, requests read."""
+    """All replicas, by the submission id of their service, or the word for where they are rented. Requests read; of
+    each group one writes: the watcher, or who keeps what is rented."""
 
     _all: dict[str, list[Replica]] = field(default_factory=dict)
     _used: dict[str, datetime] = field(default_factory=dict)  # when, by replicas that are gone, or said by command

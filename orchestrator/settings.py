@@ -3,6 +3,7 @@
 The only module of the package that looks at the environment.
 """
 
+import ipaddress
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -100,6 +102,55 @@ class Budget(BaseModel):
         return self
 
 
+class Vast(BaseModel):
+    """One instance that is rented at vast.ai: `VAST_<NAME>` in the environment, `[vast]` in the file.
+
+    `CONTROL_API_KEY` has no prefix; it is `control_api_key` in the file. Ports are those within the instance.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    api_key: SecretStr | None = None
+    instance_id: int | None = Field(default=None, ge=1)
+    control_api_key: SecretStr | None = None  # asked of everybody who uses /infra/vast
+    api_url: str = Field(default="https://console.vast.ai/api/v0", pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    health_port: int = Field(default=8001, ge=1, le=65535)
+    health_path: str = Field(default="/health", pattern=r"^/[!\"$-~]*$")
+    engine_port: int = Field(default=8001, ge=1, le=65535)  # where OpenAI's API is
+    engine_key: SecretStr | None = None  # its key, sent as a bearer token
+    wait_timeout_s: float = Field(default=600, gt=0, le=86400)  # for a start, until it is healthy
+    auto_shutdown: bool = True
+    auto_shutdown_minutes: float = Field(default=30, gt=0, le=7 * 24 * 60)
+    state_path: Path | None = None  # a copy of the state for other programs; the database is what counts
+    audit_path: Path | None = None  # the same of the audit, a line of JSON each
+    poll_seconds: float = Field(default=2, gt=0, le=60)  # between two looks at an instance that is to start or stop
+    check_seconds: float = Field(default=60, gt=0, le=600)  # between two at one that does neither
+
+    @field_validator("state_path", "audit_path")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @property
+    def local(self) -> bool:
+        """Whether the API is a program on this machine, which may rent out this machine."""
+        host = urlsplit(self.api_url).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def missing(self) -> list[str]:
+        """The settings without which nothing can be rented."""
+        wanted = {
+            "VAST_API_KEY": self.api_key,
+            "VAST_INSTANCE_ID": self.instance_id,
+            "CONTROL_API_KEY": self.control_api_key,
+        }
+        return [name for name, value in wanted.items() if value is None]
+
+
 class SettingsError(OrchestratorError):
     """A setting or a recipe is missing or wrong; the text names it, its source and what is allowed."""
 
@@ -144,6 +195,7 @@ class Settings(BaseSettings):
     prices: Prices = Prices()
     budgets: list[Budget] = []
     site: Site = Site()
+    vast: Vast = Vast()
 
     @field_validator("recipes", mode="before")
     @classmethod
@@ -234,12 +286,25 @@ def read_settings(config: Path | None = None) -> Settings:
     values = read_toml(path) if path else {}
     if (listed := os.environ.get("MODELS_YAML_PATH")) and "ORCHESTRATOR_MODELS" not in os.environ:
         values["models"] = listed
+    if rented := _rented():
+        given = values.get("vast", {})
+        values |= {"vast": given | rented if isinstance(given, dict) else given}
     try:
         return Settings(**(values | {"config": path} if path else values))
     except ValidationError as exc:
         raise SettingsError(explain(exc, "ORCHESTRATOR_", path)) from exc
     except UnreadableError as exc:  # a variable that must be JSON, such as ORCHESTRATOR_SITE, is not
         raise SettingsError(f"wrong settings: {exc}: {exc.__cause__}") from exc
+
+
+def _rented() -> dict[str, str]:
+    """What the environment says of a rented instance, by the names of `Vast`. Empty variables say nothing."""
+    return {field: value for field in Vast.model_fields if (value := os.environ.get(_variable(field)))}
+
+
+def _variable(field: str) -> str:
+    """The variable of a field of `Vast`."""
+    return "CONTROL_API_KEY" if field == "control_api_key" else f"VAST_{field.upper()}"
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -268,6 +333,8 @@ def explain(error: ValidationError, prefix: str, path: Path | None) -> str:
     for item in error.errors():
         name = ".".join(str(part) for part in item["loc"])
         shown = masked({name.rpartition(".")[2]: item["input"]}).popitem()[1]
+        if name.startswith("vast.") and name.count(".") == 1:
+            name += f", {_variable(name.removeprefix('vast.'))} in the environment"
         got = "" if item["type"] in ("extra_forbidden", "missing") else f" (it is {redacted(repr(shown))})"
         lines.append(f"{name}: {item['msg']}{got}")
     where = f"{prefix}* in the environment" + (f" and {path}" if path else "")

@@ -382,6 +382,20 @@ class Store:
             return [Tally(JobState(state), bool(was), bool(is_last), number) for state, was, is_last, number in rows]
 
     @whole
+    async def within(self, work: Callable[[AsyncSession], Coroutine[Any, Any, T]]) -> T:
+        """Carry out `work` in one transaction, alone: for the tables that have a module of their own."""
+        async with self._writing() as session:
+            done = await work(session)
+            await session.commit()
+            return done
+
+    @whole
+    async def read(self, work: Callable[[AsyncSession], Coroutine[Any, Any, T]]) -> T:
+        """The same for what only reads."""
+        async with self._session() as session:
+            return await work(session)
+
+    @whole
     async def events(self, subject: str) -> Sequence[Event]:
         """The events of one submission id, oldest first."""
         async with self._session() as session:

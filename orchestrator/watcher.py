@@ -342,7 +342,7 @@ class Watcher:
         async with asyncio.TaskGroup() as group:
             for replica in replicas:
                 group.create_task(probe(self.client, replica))
-        self._first_answers |= {r.submission_id for r in replicas if r.ready} - answered
+        self._first_answers |= {r.submission_id for r in replicas if r.ready and not r.rented} - answered
         for submission_id in sorted(self._first_answers):
             await self.store.ready(submission_id, at=self.clock(), actor=ACTOR)
             self._first_answers.discard(submission_id)

@@ -24,7 +24,9 @@ from gateway.child import Child
 from gateway.settings import environment_of_a_child
 from tests.fake_hub import fake_hub
 from tests.fake_slurm import PATH, FakeSlurm
+from tests.fake_vast import fake_vast
 from tests.orchestrating import FAKE_ENGINE, until
+from tests.renting import CONTROL, rented_in_the_environment
 
 ROOT = Path(__file__).parents[1]
 QDRANT_ENGINE = [sys.executable, str(ROOT / "recipes/vector-db/qdrant-embedded/serve.py")]
@@ -80,6 +82,7 @@ def halves() -> Iterator[Halves]:
         slurm, port = FakeSlurm(home), _free_port()
         (home / "models.yaml").write_text(json.dumps(MODELS))
         environment = _environment(home, port, opened.enter_context(fake_hub()).url)
+        environment |= _rented(opened)
         orchestrator = opened.enter_context(Child("orchestrator", environment, home / "orchestrator.log"))
         gateway = opened.enter_context(Child("gateway", environment, home / "gateway.log"))
         uds = httpx2.HTTPTransport(uds=str(home / "o.sock"))
@@ -105,6 +108,14 @@ def _environment(home: Path, port: int, hub: str) -> dict[str, str]:
         GATEWAY_MODELS_FILE=str(home / "models.json"),
     )
     return inherited | {"HOME": str(home), "PATH": PATH, "HF_ENDPOINT": hub, "NO_PROXY": "*"}
+
+
+def _rented(opened: contextlib.ExitStack) -> dict[str, str]:
+    """A machine that is rented at a vast.ai. Its engine's own port is not mapped, so that there is no model more."""
+    vast = opened.enter_context(fake_vast(starting=(("running", "running"),)))
+    vast.ports = {8001: vast.own_port}
+    vast.runs()
+    return rented_in_the_environment(vast, CONTROL) | {"VAST_ENGINE_PORT": "8000", "VAST_WAIT_TIMEOUT_S": "2"}
 
 
 def _free_port() -> int:

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from orchestrator.access import Admission, Headers, Refusal, acting, doubled, foreign, judge, needed
+from orchestrator.access import (
+    BETWEEN_US,
+    Admission,
+    Headers,
+    Refusal,
+    acting,
+    controlling,
+    doubled,
+    foreign,
+    judge,
+    needed,
+)
 from orchestrator.app import refused
 from orchestrator.keys import Key, Keys, Scope, changing, hash_of
 from orchestrator.wire.http1 import Heads
@@ -53,7 +64,19 @@ def test_what_changes_something(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "DELETE"])
-@pytest.mark.parametrize("path", ["/api/v1/keys", "/api/keys/ci", "/api/v1/audit", "/api/audit/1/2", "/api/v1/%6beys"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/infra/vast",
+        "/infra/vast/status",
+        "/infra/v%61st/costs",
+        "/api/v1/keys",
+        "/api/keys/ci",
+        "/api/v1/audit",
+        "/api/audit/1/2",
+        "/api/v1/%6beys",
+    ],
+)
 def test_keys_and_the_record_need_the_most(method: str, path: str) -> None:
     assert needed(method, path) is ADMIN
 
@@ -171,8 +194,44 @@ def test_pages_of_others_are_refused(host: bytes, origin: bytes | None, welcome:
     assert doubled([*headers, (b"host", host)]) == Refusal(400, "the request has more than one Host header; send one")
 
 
+VAST = ("POST", "/infra/vast/power/on")
+
+
+@pytest.mark.parametrize(
+    ("headers", "answer"),
+    [
+        ([(b"x-api-key", b"control")], None),
+        ([(b"authorization", b"Bearer use"), (b"x-api-key", b"control")], None),
+        ([(b"x-api-key", b"admin")], "admin"),
+        ([(b"authorization", b"Bearer admin"), (b"x-api-key", b"control")], "admin"),
+        ([(b"x-api-key", b"manage")], 403),
+        ([(b"x-api-key", b"old")], 401),
+        ([(b"authorization", b"Bearer control")], 401),
+        ([(b"api-key", b"control")], 401),
+        ([(b"x-api-key", b"  ")], 401),
+        ([], 401),
+    ],
+)
+def test_what_asks_for_a_key_itself_gets_those_that_are_not_ours(headers: Headers, answer: str | int | None) -> None:
+    judged = judge(table(), *VAST, headers, "gateway")
+    assert (judged.status if isinstance(judged, Refusal) else judged and judged.name) == answer
+    elsewhere = judge(table(), *POST, [(b"x-api-key", b"control")], "gateway")
+    assert isinstance(elsewhere, Refusal) and elsewhere.status == 401
+
+
+def test_a_key_is_told_only_where_one_is_asked_for() -> None:
+    headers = [(b"x-api-key", b"control"), (b"authorization", b"Bearer s"), (b"x-sluice-control", b"x")]
+    told = [(b"x-sluice-control", b"control"), (b"x-sluice-scope", b"admin")]
+    assert controlling("/infra/vast/status", headers, key("a", Scope.ADMIN)) == told
+    assert controlling("/infra/vast/status", headers, None) == told[:1]
+    for path in ("/infra/vastly", "/infra", "/v1/chat/completions", "/api/v1/infra/vast", "/x/infra/vast"):
+        assert controlling(path, headers, key("a", Scope.ADMIN)) == []
+    assert {name for name, _ in told} <= BETWEEN_US
+
+
 def test_nobody_says_who_he_is() -> None:
     headers = [(b"x-sluice-actor", b"root"), (b"x-other", b"1"), (b"x-sluice-actor", b"god")]
+    headers += [(b"x-sluice-scope", b"admin"), (b"x-sluice-control", b"1")]
     assert acting(headers, None) == [(b"x-other", b"1")]
     assert acting(headers, key("ci")) == [(b"x-other", b"1"), (b"x-sluice-actor", b"ci")]
 

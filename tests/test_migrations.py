@@ -36,11 +36,18 @@ _ACCOUNTS = [
     f"UPDATE service SET actor = 'me', last_activity = '{AT}', idle_since = '{AT}', looked_at = '{AT}' WHERE id = '7'",
     f"""UPDATE job SET earlier_runs = '[["{AT}", "{AT}"]]' WHERE job_id = '7'""",
 ]
+_RENTALS = [
+    "INSERT INTO rental (instance_id, started_at, seen_at, active_at, ended_at, price, cost, stopping)"
+    f" VALUES (12345, '{AT}', '{AT}', '{AT}', '{AT}', 0.45, 0.1, 'power_off')",
+    "INSERT INTO rental (instance_id, started_at, seen_at, active_at, price, cost, stopping)"
+    f" VALUES (12345, '{AT}', '{AT}', '{AT}', 0.45, 0.1, '')",
+]
 ROWS: dict[str, list[str]] = {
     "0001": _FIRST,
     "0002": _FIRST,
     "0003": [*_FIRST, *_OF_SERVICES],
     "0004": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS],
+    "0006": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS, *_RENTALS],
 }
 NEXT = """
 import sqlalchemy as sa

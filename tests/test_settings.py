@@ -6,13 +6,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.settings import Settings, SettingsError, read_settings
+from orchestrator.settings import Settings, SettingsError, Vast, read_settings
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HOME", "SOCKET", "CONFIG", "SCHEDULER", "SITE", "RECIPES", "POLL_SECONDS", "LOG_LEVEL"):
         monkeypatch.delenv(f"ORCHESTRATOR_{name}", raising=False)
+    for name in ("CONTROL_API_KEY", *(f"VAST_{field.upper()}" for field in Vast.model_fields)):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -131,4 +133,72 @@ def test_a_wrong_setting_that_is_secret_is_not_repeated(site: str, monkeypatch: 
     monkeypatch.setenv("ORCHESTRATOR_SITE", site)
     with pytest.raises(SettingsError, match="site") as caught:
         read_settings()
+    assert "planted" not in str(caught.value)
+
+
+def test_a_rented_machine_is_set_up_by_the_names_of_its_document(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    given = {
+        "VAST_API_KEY": "vast-key", "VAST_INSTANCE_ID": "12345", "CONTROL_API_KEY": "control-key",
+        "VAST_HEALTH_PORT": "8002", "VAST_HEALTH_PATH": "/up", "VAST_WAIT_TIMEOUT_S": "60",
+        "VAST_AUTO_SHUTDOWN": "false", "VAST_AUTO_SHUTDOWN_MINUTES": "5",
+        "VAST_STATE_PATH": "/s.json", "VAST_AUDIT_PATH": "/a.log",
+    }  # fmt: skip
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    vast = read_settings().vast
+    assert (vast.instance_id, vast.health_port, vast.health_path, vast.wait_timeout_s) == (12345, 8002, "/up", 60)
+    assert (vast.auto_shutdown, vast.auto_shutdown_minutes) == (False, 5)
+    assert (str(vast.state_path), str(vast.audit_path)) == ("/s.json", "/a.log")
+    assert vast.missing == []
+    assert "vast-key" not in repr(vast) and "control-key" not in repr(vast)
+    file.write_text('[vast]\ninstance_id = 7\nhealth_port = 9000\nengine_key = "e"\n')
+    merged = read_settings(file).vast
+    assert (merged.instance_id, merged.health_port, merged.engine_key is not None) == (12345, 8002, True)
+
+
+def test_the_defaults_of_a_rented_machine() -> None:
+    vast = read_settings().vast
+    assert (vast.health_port, vast.health_path, vast.engine_port, vast.wait_timeout_s) == (8001, "/health", 8001, 600)
+    assert (vast.auto_shutdown, vast.auto_shutdown_minutes, vast.check_seconds) == (True, 30, 60)
+    assert (vast.api_url, vast.local) == ("https://console.vast.ai/api/v0", False)
+    assert vast.missing == ["VAST_API_KEY", "VAST_INSTANCE_ID", "CONTROL_API_KEY"]
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [
+        ("http://127.0.0.1:9/api/v0", True),
+        ("http://localhost:9", True),
+        ("http://[::1]:9/", True),
+        ("http://10.0.0.1", False),
+    ],
+)
+def test_an_api_on_this_machine(url: str, local: bool) -> None:
+    assert Vast(api_url=url).local is local
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("VAST_INSTANCE_ID", "my-gpu", ["vast.instance_id, VAST_INSTANCE_ID in the environment", "'my-gpu'"]),
+        ("VAST_HEALTH_PORT", "0", ["VAST_HEALTH_PORT"]),
+        ("VAST_HEALTH_PATH", "health", ["VAST_HEALTH_PATH"]),
+        ("VAST_API_URL", "https://key@console.vast.ai", ["VAST_API_URL"]),
+    ],
+)
+def test_what_is_wrong_of_a_rented_machine_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: list[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize("table", ['vast = "x"', "vast = [1]"])
+def test_a_table_that_is_none(file: Path, table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(table)
+    monkeypatch.setenv("VAST_API_KEY", "planted")
+    with pytest.raises(SettingsError, match="vast") as caught:
+        read_settings(file)
     assert "planted" not in str(caught.value)

@@ -37,7 +37,7 @@ def missing(client: str) -> str:
 def command(client: str) -> tuple[list[str], list[str]]:
     """What stands before and behind the base URL."""
     if client in PROGRAMS:
-        return [str(_python(client)), str(HERE / PROGRAMS[client])], []
+        return [str(python(client)), str(HERE / PROGRAMS[client])], []
     if client in NODE:
         return ["node", str(HERE / "node_program.mjs")], [NODE[client], str(_modules())]
     return [sys.executable, str(HERE / "curl_program.py")], []
@@ -57,7 +57,7 @@ def run(client: str, base_url: str, cases: list[dict[str, Any]], seconds: float 
     return seen
 
 
-def _python(client: str) -> Path:
+def python(client: str) -> Path:
     pins = HERE / f"{client}.txt"
 
     def build(part: Path) -> None:

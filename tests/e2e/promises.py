@@ -654,6 +654,39 @@ def native_answer(call: Call, answer: Answer) -> None:
     assert told["status"] == "ok" and told["time"] >= 0 and told["result"]
 
 
+# A rented GPU
+
+
+def rented_on(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["status"], told["health_url"]) == ("running", told["health_url"].partition("/health")[0] + "/health")
+    assert told["message"].startswith("Instance running and healthy")
+
+
+def rented_status(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["status"], told["gpu_name"], told["dph_total"]) == ("running", "RTX 3090", 0.45)
+    assert told["auto_shutdown_in_minutes"] == 30
+
+
+def rented_used(call: Call, answer: Answer) -> None:
+    assert answer.json()["status"] == "recorded"
+
+
+def rented_off(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["status"], told["message"].startswith("Instance stopped. Session: ")) == ("stopped", True)
+
+
+def rented_costs(call: Call, answer: Answer) -> None:
+    assert answer.json()["sessions_count"] == 1
+
+
+def rented_audit(call: Call, answer: Answer) -> None:
+    events = [line["event"] for line in answer.json()]
+    assert events == ["power_off_complete", "power_off_requested", "power_on_complete", "power_on_requested"]
+
+
 # Metrics and health
 
 
@@ -739,6 +772,12 @@ LLM, GROUP, QDRANT = ("vllm",), ("group",), ("qdrant",)
 COLLECTION = "/api/v1/vector-db/{id}/collections/{collection}"
 
 PROMISES = {
+    "POST /infra/vast/power/on": Promise(rented_on),
+    "GET /infra/vast/status": Promise(rented_status),
+    "POST /infra/vast/activity": Promise(rented_used),
+    "POST /infra/vast/power/off": Promise(rented_off),
+    "GET /infra/vast/costs": Promise(rented_costs),
+    "GET /infra/vast/audit": Promise(rented_audit),
     "GET /": Promise(root),
     "GET /health": Promise(health),
     "GET /metrics": Promise(gateway_metrics),

@@ -16,6 +16,8 @@ from tests.curls import DOCUMENTS, Curl, curls
 from tests.e2e.deployment import Deployment, laptop_api, wait_for
 from tests.e2e.promises import PLACE, Call, promise_of
 from tests.fake_hub import fake_hub
+from tests.fake_vast import fake_vast
+from tests.renting import rented_in_the_environment
 
 pytestmark = pytest.mark.cluster
 
@@ -34,7 +36,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def reader(shared_deployment: Deployment) -> Iterator[Call]:
-    """What a reader has: a gateway, a hub that the login node reaches, and a service of each kind.
+    """What a reader has: a gateway, a hub and a vast.ai that the login node reaches, and a service of each kind.
 
     The group first: its replicas have the ports of the documents.
     """
@@ -43,6 +45,9 @@ def reader(shared_deployment: Deployment) -> Iterator[Call]:
     with ExitStack() as stack:
         with namespace(one.cluster, "login"):
             one.environment["HF_ENDPOINT"] = stack.enter_context(fake_hub()).url
+            vast = stack.enter_context(fake_vast())
+            vast.ports = {8001: vast.own_port}
+            one.environment |= rented_in_the_environment(vast, "your-control-key") | {"VAST_ENGINE_PORT": "8000"}
         models = one.cluster.home / "models.yaml"
         models.write_text(json.dumps({"models": dict.fromkeys(("qwen3-30b", "gpt-oss120"), ENTRY)}))
         one.environment["ORCHESTRATOR_MODELS"] = str(models)
