@@ -50,6 +50,14 @@ async def show_model_of_service(app: App, service_id: str, model_id: str) -> dic
     return _named(model_id, cards(app, group))
 
 
+@router.get("/api/tags", summary="List the models as Ollama does", include_in_schema=False)
+async def list_tags(app: App) -> dict[str, Any]:
+    """For programs that ask an Ollama which models there are. They are asked at `/v1`, which Ollama has too."""
+    listed = cards(app, app.replicas.every(), app.slots)
+    modified = app.started_at.isoformat()
+    return {"models": [{"name": one["id"], "model": one["id"], "modified_at": modified} for one in listed]}
+
+
 @router.get("/version", summary="Show the version")
 async def show_version() -> Response:
     """As vLLM's clients ask for it."""

@@ -379,6 +379,12 @@ def openai_model(call: Call, answer: Answer) -> None:
     assert check_card(answer.json()) == MODEL
 
 
+def tags(call: Call, answer: Answer) -> None:
+    models = answer.json()["models"]
+    assert MODEL in [model["name"] for model in models if model["model"] == model["name"]]
+    assert all(datetime.fromisoformat(model["modified_at"]).tzinfo for model in models)
+
+
 def slots(call: Call, answer: Answer) -> None:
     (only,) = answer.json()
     check_slot(only)
@@ -391,7 +397,7 @@ def slot(call: Call, answer: Answer) -> None:
 def check_slot(told: dict[str, Any]) -> None:
     assert (told["name"], told["base_url"]) == ("main", "/slots/main/v1")
     assert {model["name"] for model in told["models"]} == {"qwen3-30b", "gpt-oss120"}
-    assert {model["state"] for model in told["models"]} <= {"sleeping", "loading", "running"}
+    assert {model["state"] for model in told["models"]} <= {"sleeping", "waiting", "loading", "running"}
 
 
 def slot_models(call: Call, answer: Answer) -> None:
@@ -796,6 +802,7 @@ PROMISES = {
     "POST /tokenize": Promise(tokenized),
     "POST /detokenize": Promise(detokenized),
     "GET /version": Promise(version),
+    "GET /api/tags": Promise(tags),
     "GET /slots": Promise(slots),
     "GET /slots/{name}": Promise(slot),
     "GET /slots/{name}/v1/models": Promise(slot_models),
