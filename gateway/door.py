@@ -86,7 +86,7 @@ class Door:
             framing.append((b"transfer-encoding", b"chunked"))
         if target.partition(b"?")[0] == paths.TARGETS.encode():
             framing.append((b"x-forwarded-host", request.header(b"host") or b""))
-        headers = acting(end_to_end(request.headers, _NOT_FURTHER), whose) + controlling(path, request.headers, whose)
+        headers = acting(end_to_end(request.headers, _NOT_FURTHER), whose) + controlling(path, request.headers)
         return request_head(method, target, headers + framing)
 
     def _unreached(self, request: Request, reply: Reply, why: Unreached) -> None:

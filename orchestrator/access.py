@@ -7,6 +7,7 @@ and path alone; what is not known here and changes something needs the most.
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote
 
 from orchestrator.keys import Key, Keys, Scope, said
@@ -24,6 +25,7 @@ CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"cookie"})
 
 ACTOR = b"x-sluice-actor"
 SCOPE = b"x-sluice-scope"
+"""The name and the scope of the key with which a client was let in."""
 CONTROL = b"x-sluice-control"
 """What may be the key of what asks for one of its own (`asks_itself`): there the orchestrator judges it, not we."""
 _TOLD = frozenset({ACTOR, SCOPE, CONTROL})
@@ -32,7 +34,7 @@ BETWEEN_US = CREDENTIALS | _TOLD | {b"idempotency-key"}
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 _READING = ("GET", "HEAD", "OPTIONS")
-_ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?|/infra/vast(/.*)?")
+_ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?|/infra/vast(/.*)?|(/api(/v1)?)?/(queue|status)(/.*)?")
 _ITSELF = re.compile(r"/infra/vast(/.*)?")
 # Snapshots are files and addresses that the engine reads and writes, a cluster's nodes are other machines.
 _ENGINE_ITSELF = re.compile(r"/api(/v1)?(/services)?/vector-db/[^/]+/qdrant/(.*/)?(snapshots|cluster)(/.*)?")
@@ -43,9 +45,10 @@ _USE = re.compile(
     r"|/api(/v1)?/services/[^/]+/activity"
     r"|/api(/v1)?(/services)?/vllm/[^/]+/prompt"
     r"|/api(/v1)?(/services)?/vector-db/[^/]+/.+"
+    r"|(/api(/v1)?)?/jobs/[^/]+/cancel"  # of one's own, see orchestrator.deps.caller_of
 )
 _MANAGE = re.compile(
-    r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/preflight|(/api(/v1)?)?/slots(/.*)?|/jobs(/.*)?"
+    r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/preflight|(/api(/v1)?)?/slots(/.*)?|(/api(/v1)?)?/jobs(/.*)?"
 )
 
 
@@ -138,20 +141,36 @@ def own_keys(headers: Headers) -> list[bytes]:
 
 
 def acting(headers: Headers, key: Key | None) -> Headers:
-    """The headers with the name of whose key it is, for the record, in place of what a client says of itself."""
+    """The headers with the name of whose key it is and its scope, in place of what a client says of itself."""
     kept = [header for header in headers if header[0] not in _TOLD]
-    return kept if key is None else [*kept, (ACTOR, key.name.encode())]
+    return kept if key is None else [*kept, (ACTOR, key.name.encode()), (SCOPE, key.scope.value.encode())]
 
 
-def controlling(path: str, headers: Headers, key: Key | None) -> Headers:
-    """What else is told there where a key is asked for itself: the one that was given, and the scope of ours.
+class Caller(NamedTuple):
+    """Who asks. With `sees_all` for what belongs to anybody, else for their own only: what is others' is not there."""
+
+    actor: str
+    sees_all: bool = True
+
+
+def caller_of(headers: Headers) -> Caller:
+    """As `acting` says it. On the user's own socket nobody says anything, and the user may see everything."""
+    told = dict(reversed(headers))
+    scope = told.get(SCOPE)
+    if ACTOR not in told and scope is None:
+        return Caller("user")
+    actor = told.get(ACTOR, b"").decode("latin-1")[:100]
+    return Caller(actor or "user", scope in (Scope.MANAGE.value.encode(), Scope.ADMIN.value.encode()))
+
+
+def controlling(path: str, headers: Headers) -> Headers:
+    """What else is told there where a key is asked for itself: the one that was given.
 
     `headers` are the client's. Nowhere else is anything told.
     """
     if not asks_itself(path):
         return []
-    given = [(CONTROL, value) for value in own_keys(headers)[:1]]
-    return given if key is None else [*given, (SCOPE, key.scope.value.encode())]
+    return [(CONTROL, value) for value in own_keys(headers)[:1]]
 
 
 def _ended(key: Key) -> str:
@@ -178,7 +197,7 @@ class Admission:
                 reply.write(self._render(request.path, judged.status, judged.text))
                 reply.finish()
                 return Answered()
-            told = controlling(request.path, request.headers, judged)
+            told = controlling(request.path, request.headers)
             request.head.headers = acting(request.headers, judged) + told
             request.head.admitted = self._keys.generation
         return self._inner(request, reply)

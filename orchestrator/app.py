@@ -22,13 +22,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from orchestrator import __version__
 from orchestrator.access import Admission
+from orchestrator.batch_store import BatchStore
+from orchestrator.batches import Batches
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import read_catalogue
 from orchestrator.confidential import MASK, is_secret, redacted
-from orchestrator.deps import Orchestrator, why_none
-from orchestrator.dispatch import Dispatch
+from orchestrator.deps import Orchestrator, why_away, why_none
+from orchestrator.dispatch import Dispatch, way_of
 from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
+from orchestrator.files import Files
 from orchestrator.hub import open_hub
 from orchestrator.inference import Group, Inferences
 from orchestrator.journal import Noted
@@ -41,6 +44,7 @@ from orchestrator.relay import LIFTED
 from orchestrator.replicas import Replicas
 from orchestrator.routes import (
     accounts,
+    batches,
     groups,
     health,
     metrics,
@@ -50,6 +54,7 @@ from orchestrator.routes import (
     recipes,
     services,
     slots,
+    tasks,
     vast,
     vector_db,
     vllm,
@@ -60,10 +65,14 @@ from orchestrator.services import Services
 from orchestrator.settings import Settings
 from orchestrator.slots import Tools, make_slots
 from orchestrator.store import Store, open_store
+from orchestrator.task_store import TaskStore
+from orchestrator.tasks import Away, Tasks
 from orchestrator.traffic import OTHER, Counted, Traffic
 from orchestrator.vast.keeper import open_keeper
 from orchestrator.watcher import Watcher
+from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.hosted import Application
+from orchestrator.wire.http1 import Request as Asking
 from orchestrator.wire.http1 import answer
 from orchestrator.wire.listener import Listener
 from orchestrator.wire.server import Server
@@ -147,6 +156,9 @@ def _route(app: FastAPI) -> None:
     app.include_router(openai.router)
     app.include_router(slots.router)
     app.include_router(vast.router)
+    app.include_router(batches.uploads)
+    app.include_router(batches.router)
+    app.include_router(tasks.router)
     for prefix, documented in (("/api", True), ("/api/v1", False)):
         # Before vllm: its /vllm/{service_id}/… would take their paths.
         app.include_router(models.router, prefix=f"{prefix}/services", include_in_schema=documented)
@@ -162,6 +174,7 @@ def _route(app: FastAPI) -> None:
         # Before services: its /services/{service_id} would take /services/targets.
         app.include_router(metrics.router, prefix=prefix, include_in_schema=documented)
         app.include_router(openai.of_a_service, prefix=prefix, include_in_schema=False)
+        app.include_router(tasks.router, prefix=prefix, include_in_schema=False)
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
         app.include_router(preflight.router, prefix=prefix, include_in_schema=documented)
@@ -219,7 +232,12 @@ async def opened(
         async def explain(group: Group, model: str | None) -> OrchestratorError:
             return await why_none(one, group, model)
 
+        async def away(model: str) -> OrchestratorError | None:
+            return await why_away(one, model)
+
         inferences = Inferences(replicas, pool, clock, explain, places, settings.max_in_flight)
+        queue = _queue(settings, TaskStore(store.connections), inferences, away, clock)
+        inferences.later = queue.queue
         caretaker = Caretaker(
             store=store,
             services=work,
@@ -228,34 +246,66 @@ async def opened(
             clock=clock,
             seconds=min(settings.poll_interval, ATTENDED_SECONDS),
         )
-        loops = {asyncio.create_task(turns.run()) for turns in (watcher, caretaker, places)}
+        one = Orchestrator(
+            inferences=inferences,
+            tasks=queue,
+            batches=queue.batches,
+            settings=settings,
+            recipes=book,
+            store=store,
+            services=work,
+            replicas=replicas,
+            watcher=watcher,
+            slots=places,
+            caretaker=caretaker,
+            keeper=keeper,
+            hub=hub,
+            catalogue=read_catalogue(),
+            loaders=read_loaders(),
+            engines=engines,
+            registry=registry,
+            traffic=Traffic(registry, "sluice", "route"),
+            started_at=clock(),
+        )
+        loops = {asyncio.create_task(turns.run()) for turns in (watcher, caretaker, places, queue)}
         settle()
         try:
-            one = Orchestrator(
-                inferences=inferences,
-                settings=settings,
-                recipes=book,
-                store=store,
-                services=work,
-                replicas=replicas,
-                watcher=watcher,
-                slots=places,
-                caretaker=caretaker,
-                keeper=keeper,
-                hub=hub,
-                catalogue=read_catalogue(),
-                loaders=read_loaders(),
-                engines=engines,
-                registry=registry,
-                traffic=Traffic(registry, "sluice", "route"),
-                started_at=clock(),
-            )
             yield one
         finally:
             for loop in loops:
                 loop.cancel()
             await asyncio.wait(loops)
             await caretaker.note()
+
+
+def _queue(
+    settings: Settings, store: TaskStore, inferences: Inferences, away: Away, clock: Callable[[], datetime]
+) -> Tasks:
+    """The requests that are answered later, and how they are answered."""
+
+    def answers(model: str) -> bool:
+        return any(r.ready and not r.draining for r in inferences.replicas.serving(model or None))
+
+    keep = timedelta(hours=settings.task_keep_hours)
+    files = Files(settings.files_path)
+    return Tasks(
+        store=store,
+        batches=Batches(BatchStore(store.connections), store, files, away, clock, keep),
+        ask=functools.partial(ask, inferences),
+        away=away,
+        answers=answers,
+        clock=clock,
+        concurrency=settings.task_concurrency,
+        waiting=timedelta(seconds=settings.task_timeout),
+        answering=settings.inference_timeout,
+        keep=keep,
+    )
+
+
+def ask(inferences: Inferences, request: Asking, reply: Reply) -> Exchange:
+    """A request of our own for a model, as `Dispatch` treats those of clients."""
+    way = way_of(request.target)
+    return inferences.begin(request, reply, way.target, way.group or Group(), way.prefixes)
 
 
 def listener_of(app: FastAPI) -> Listener:

@@ -7,7 +7,7 @@ import re
 
 import msgspec
 
-from orchestrator.errors import BadRequest
+from orchestrator.errors import BadRequest, Invalid
 
 _PREFIX = 2048  # bytes of a prompt that tell whether two begin alike
 _WORDS = re.compile(rb'"(?:[^"\\]+|\\.)*"?|[\[\]{}]', re.DOTALL)  # strings, the last perhaps cut off, and brackets
@@ -17,12 +17,16 @@ _FORM_STREAM = re.compile(rb'name="stream"[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n(?i:t
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """`session` and `prefix` say which requests belong together: the same user's, or those that begin alike."""
+    """`session` and `prefix` say which requests belong together: the same user's, or those that begin alike.
+
+    `later`: what the body says of "async", which is for us; None where it says nothing.
+    """
 
     model: str | None
     stream: bool = False
     session: bytes = b""
     prefix: bytes = b""
+    later: bool | None = None
 
 
 class _Body(msgspec.Struct):
@@ -36,9 +40,11 @@ class _Body(msgspec.Struct):
     instructions: msgspec.Raw = msgspec.Raw(b"")
     system: msgspec.Raw = msgspec.Raw(b"")
     prompt_cache_key: str | None = None
+    later: bool | msgspec.UnsetType | None = msgspec.field(name="async", default=msgspec.UNSET)
 
 
 _decode = msgspec.json.Decoder(_Body).decode
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def look(content_type: bytes, body: bytes, session: bytes = b"") -> Asked:
@@ -54,7 +60,24 @@ def look(content_type: bytes, body: bytes, session: bytes = b"") -> Asked:
     begin = bytes(memoryview(found.messages or found.prompt or found.input)[:_PREFIX])
     if found.instructions or found.system:
         begin = (bytes(memoryview(found.instructions or found.system)[:_PREFIX]) + begin)[:_PREFIX]
-    return Asked(found.model, bool(found.stream), session or (found.prompt_cache_key or "").encode(), begin)
+    later = None if found.later is msgspec.UNSET else bool(found.later)
+    return Asked(found.model, bool(found.stream), session or (found.prompt_cache_key or "").encode(), begin, later)
+
+
+def without_async(body: bytes) -> bytes:
+    """A body that `look` has taken as engines get it. All other values stay as they were written. Raises BadRequest."""
+    try:
+        fields = _fields(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        raise BadRequest(f"the body has a name that cannot be read: {exc}") from exc
+    return msgspec.json.encode({name: value for name, value in fields.items() if name != "async"})
+
+
+def idempotency_key(given: str | None) -> str | None:
+    """The value of an Idempotency-Key. Raises Invalid."""
+    if given is not None and not re.fullmatch(r"[\x21-\x7e]{1,200}", given):
+        raise Invalid("Idempotency-Key must have 1 to 200 visible characters without spaces, e.g. a UUID")
+    return given
 
 
 def opening(prefix: bytes) -> bytes:

@@ -1,6 +1,5 @@
 """What the lifespan opened, as annotated parameters: a route's signature lists what it touches."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,9 +9,12 @@ import httpx2
 from fastapi import Depends, Header, Request
 from prometheus_client import CollectorRegistry
 
+from orchestrator.access import Caller, caller_of
+from orchestrator.asked import idempotency_key as checked_key
+from orchestrator.batches import Batches
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import Catalogue
-from orchestrator.errors import Conflict, Invalid, NotFound, NotReady, OrchestratorError
+from orchestrator.errors import Conflict, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
 from orchestrator.hub import Hub
 from orchestrator.inference import Group, Inferences
@@ -24,6 +26,7 @@ from orchestrator.services import Services, plan_of
 from orchestrator.settings import Settings
 from orchestrator.slots import Slots
 from orchestrator.store import Store
+from orchestrator.tasks import Tasks
 from orchestrator.traffic import Traffic
 from orchestrator.vast.keeper import Keeper
 from orchestrator.watcher import Watcher
@@ -46,6 +49,8 @@ class Orchestrator:
     catalogue: Catalogue
     loaders: Mapping[str, Loader]
     inferences: Inferences
+    tasks: Tasks
+    batches: Batches
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     registry: CollectorRegistry
     traffic: Traffic
@@ -129,6 +134,15 @@ async def why_none(app: Orchestrator, group: Group, model: str | None) -> Orches
     return NotFound(f"{asked}; {there}")
 
 
+async def why_away(app: Orchestrator, model: str) -> OrchestratorError | None:
+    """Why a model cannot be asked now, None when it can. Its status says whether it is known: 404 when it is not."""
+    if app.tasks.answers(model):
+        return None
+    if waits := app.slots.told(None, model or None):
+        return NotReady(waits)
+    return await why_none(app, Group(), model or None)
+
+
 def _orchestrator(request: Request) -> Orchestrator:
     return cast(Orchestrator, request.app.state.orchestrator)
 
@@ -137,9 +151,7 @@ App = Annotated[Orchestrator, Depends(_orchestrator)]
 
 
 def _idempotency_key(idempotency_key: Annotated[str | None, Header()] = None) -> str | None:
-    if idempotency_key is not None and not re.fullmatch(r"[\x21-\x7e]{1,200}", idempotency_key):
-        raise Invalid("Idempotency-Key must have 1 to 200 visible characters without spaces, e.g. a UUID")
-    return idempotency_key
+    return checked_key(idempotency_key)
 
 
 IdempotencyKey = Annotated[str | None, Depends(_idempotency_key)]
@@ -151,3 +163,10 @@ def _actor(x_sluice_actor: Annotated[str | None, Header(include_in_schema=False)
 
 
 Actor = Annotated[str, Depends(_actor)]
+
+
+def _caller(request: Request) -> Caller:
+    return caller_of(request.headers.raw)
+
+
+Whose = Annotated[Caller, Depends(_caller)]

@@ -5,6 +5,7 @@
       Unauthorized               401  the key that a path asks for was not given, or another one
       NotFound                   404  no such service, recipe, route
       Conflict                   409  the request contradicts what is running
+      Gone                       410  it was there, and will not be again
       TooLarge                   413  the request's body is larger than what is read here
       Invalid                    422  a value is wrong; the text names it, its bounds and the next step
       NotReady                   503  it will work later: Retry-After says when to ask again
@@ -60,6 +61,12 @@ class Conflict(OrchestratorError):
     """The request contradicts the present state."""
 
     status = 409
+
+
+class Gone(OrchestratorError):
+    """What was kept for a while is kept no longer."""
+
+    status = 410
 
 
 class TooLarge(OrchestratorError):

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from orchestrator.access import ACTOR, BETWEEN_US
-from orchestrator.asked import Asked, look
+from orchestrator.asked import Asked, look, without_async
 from orchestrator.envelope import envelope, event, in_a_stream, translated
 from orchestrator.errors import BadRequest, NotReady, OrchestratorError
 from orchestrator.events import LAST_CHUNK, Tail
@@ -84,12 +84,18 @@ class Offers(Protocol):
 Explain = Callable[[Group, str | None], Coroutine[Any, Any, OrchestratorError]]
 """Why no replica answers for this service or model: asked only then, because it looks into the database."""
 
+Later = Callable[[Request, Asked, bytes], Coroutine[Any, Any, bytes]]
+"""Queues a request that says "async": true; the last argument is its body without that word. Gives the body of the 202.
+
+Raises OrchestratorError for what is not queued."""
+
 
 @dataclass
 class Inferences:
     """All that are under way, and what they need.
 
-    `most_in_flight`: requests that one replica is sent at once; further ones are told to come back.
+    `most_in_flight`: requests that one replica is sent at once; further ones are told to come back. `later` is None
+    where no requests are queued.
     """
 
     replicas: Replicas
@@ -98,6 +104,7 @@ class Inferences:
     explain: Explain
     offers: Offers | None = None
     most_in_flight: int = 1024
+    later: Later | None = None
     active: "set[Inference]" = field(default_factory=set)
     _turns: dict[str, int] = field(default_factory=dict)
 
@@ -218,8 +225,35 @@ class Inference:
             if self._wanted.service is None:
                 self._refuse(400, str(exc))
                 return
+        if self._asked.later is not None and self._put_off(self._asked.later):
+            return
         self._all.active.add(self)
         self._next()
+
+    def _put_off(self, later: bool) -> bool:
+        """Take out "async"; true when the request is not answered now."""
+        try:
+            self._body = without_async(self._body)
+        except BadRequest as exc:
+            self._refuse(400, str(exc))
+            return True
+        if not later or self._all.later is None:
+            return False
+        if self._asked.stream:
+            self._refuse(400, 'a request with "async": true is answered later as a whole; leave out "stream": true')
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._queue(self._all.later))
+        return True
+
+    async def _queue(self, later: Later) -> None:
+        try:
+            receipt = await later(self._request, self._asked, self._body)
+        except OrchestratorError as exc:
+            self._tell(exc)
+            return
+        self._task = None
+        self._reply.write(answer(202, receipt, [(b"x-request-id", self._id)]))
+        self._finish()
 
     def abort(self) -> None:
         self._end()

@@ -267,3 +267,116 @@ _ENDED_STATUS = {
     JobState.OUT_OF_MEMORY: ServiceStatus.OUT_OF_MEMORY,
     JobState.LOST: ServiceStatus.LOST,
 }
+
+
+class TaskState(StrEnum):
+    """Where a queued request stands. Users see these words."""
+
+    QUEUED = "queued"
+    RUNNING = "running"  # an engine is being asked
+    DONE = "done"  # the engine's answer is kept
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  # it waited too long, or its result was kept as long as it was to be
+
+    @property
+    def ended(self) -> bool:
+        """True when no engine will be asked any more."""
+        return self not in (self.QUEUED, self.RUNNING)
+
+
+TASK_STATE = Enum(TaskState, native_enum=False, length=32)
+
+
+class Task(SQLModel, table=True):
+    """A request for a model that is answered later. `id` is the outer name, `job_…`; a scheduler's job is a `Job`.
+
+    `body` is what the engine is sent, `result` what it answered with `status`; both are gone when the task has expired.
+    `attempts` counts how often an engine was asked. `expires_at`: until when it may wait, once it has ended until when
+    its result is kept, once it has expired until when the row is.
+    """
+
+    __table_args__ = (
+        UniqueConstraint("actor", "idempotency_key"),
+        UniqueConstraint("batch", "custom_id"),
+        Index("ix_task_state_model_number", "state", "model", "number"),
+        Index("ix_task_batch_state", "batch", "state"),
+        {"sqlite_autoincrement": True},  # no number is given twice, also when rows have been deleted
+    )
+
+    number: int | None = Field(default=None, primary_key=True)  # the order in which tasks are taken
+    id: str = Field(unique=True)
+    created_at: datetime = Field(sa_type=UtcDateTime)
+    actor: str = Field(index=True)
+    target: str  # as the client asked, e.g. /v1/chat/completions
+    model: str = ""  # "" where the request names none
+    body: bytes | None = None
+    digest: str = ""  # SHA-256 of target and body, which outlives them
+    state: TaskState = Field(default=TaskState.QUEUED, sa_column=Column(TASK_STATE, nullable=False))
+    attempts: int = 0
+    not_before: datetime = Field(sa_type=UtcDateTime)  # the next attempt
+    started_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    cancel_requested_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    expires_at: datetime = Field(sa_type=UtcDateTime, index=True)
+    status: int | None = None  # of the engine's answer, in HTTP
+    result: bytes | None = None
+    error: str | None = None  # why the last attempt gave no result
+    idempotency_key: str | None = None
+    batch: str | None = None
+    custom_id: str | None = None
+
+
+class BatchState(StrEnum):
+    """OpenAI's words."""
+
+    VALIDATING = "validating"
+    FAILED = "failed"
+    IN_PROGRESS = "in_progress"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    EXPIRED = "expired"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        return self in (self.FAILED, self.COMPLETED, self.EXPIRED, self.CANCELLED)
+
+
+BATCH_STATE = Enum(BatchState, native_enum=False, length=32)
+
+
+class Batch(SQLModel, table=True):
+    """Many tasks out of one file, and two files of what became of them. The times are those that OpenAI shows."""
+
+    id: str = Field(primary_key=True)
+    created_at: datetime = Field(sa_type=UtcDateTime, index=True)
+    actor: str = Field(index=True)
+    endpoint: str
+    completion_window: str
+    input_file: str
+    output_file: str | None = None
+    error_file: str | None = None
+    state: BatchState = Field(default=BatchState.VALIDATING, sa_column=Column(BATCH_STATE, nullable=False, index=True))
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    about: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))  # OpenAI's `metadata`
+    errors: list[dict[str, Any]] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
+    expires_at: datetime = Field(sa_type=UtcDateTime)
+    in_progress_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    finalizing_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    cancelling_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+    ended_at: datetime | None = Field(default=None, sa_type=UtcDateTime)
+
+
+class StoredFile(SQLModel, table=True):
+    """A file that a client has uploaded, or that a batch has written. Its content lies in the folder `files`."""
+
+    id: str = Field(primary_key=True)
+    created_at: datetime = Field(sa_type=UtcDateTime, index=True)
+    actor: str = Field(index=True)
+    filename: str
+    purpose: str
+    size: int  # bytes

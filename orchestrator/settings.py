@@ -184,6 +184,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(default=30, ge=0, le=3600)
     # Requests that one replica is sent at once; engines queue what they cannot compute yet.
     max_in_flight: int = Field(default=1024, ge=1, le=100_000)
+    # Queued requests ("async": true, batches): how many of one model engines are sent at once, for how many seconds one
+    # may wait, and may be answered, and for how many hours its result is kept.
+    task_concurrency: int = Field(default=4, ge=1, le=1000)
+    task_timeout: float = Field(default=24 * 3600, gt=0, le=30 * 24 * 3600)
+    inference_timeout: float = Field(default=3600, gt=0, le=7 * 24 * 3600)
+    task_keep_hours: float = Field(default=72, gt=0, le=24 * 365)
+    file_megabytes: int = Field(default=200, ge=1, le=10_000)  # of one file that is uploaded
+    files_gigabytes: float = Field(default=10, gt=0)  # of all files that are kept
     command_seconds: float = Field(default=30, gt=0)  # time limit of each external command, each question to PostgreSQL
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
@@ -227,6 +235,11 @@ class Settings(BaseSettings):
     @property
     def keys_path(self) -> Path:
         return self.home / "keys.json"
+
+    @property
+    def files_path(self) -> Path:
+        """What clients have uploaded, and what batches have written."""
+        return self.home / "files"
 
     @property
     def address(self) -> str | None:

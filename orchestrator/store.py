@@ -51,60 +51,77 @@ class Why(NamedTuple):
     detail: dict[str, Any]
 
 
-def whole(
-    method: Callable[Concatenate["Store", P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Store", P], Coroutine[Any, Any, T]]:
-    """What the database has begun is ended, also when the one who asked is cancelled: a connection that is given up
-    within a statement keeps its lock, and nothing could be written any more."""
-
-    @functools.wraps(method)
-    async def run(store: "Store", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        work = asyncio.ensure_future(method(store, *args, **kwargs))
-        store._under_way.add(work)
-        work.add_done_callback(store._under_way.discard)
-        return await asyncio.shield(work)
-
-    return run
-
-
-class Store:
-    """Services, jobs and events. Objects that it returns are detached: changing them changes nothing here."""
+class Connections:
+    """To the database, of all that read and write it. `writer`: one writes at a time."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._writer = asyncio.Lock()
-        self._under_way: set[asyncio.Future[Any]] = set()
+        self.database = database
+        self.writer = asyncio.Lock()
+        self.under_way: set[asyncio.Future[Any]] = set()
 
     async def close(self) -> None:
         """End what is under way."""
-        await asyncio.gather(*self._under_way, return_exceptions=True)  # who asked has got the error, or has gone
+        await asyncio.gather(*self.under_way, return_exceptions=True)  # who asked has got the error, or has gone
 
     @asynccontextmanager
-    async def _answered(self) -> AsyncIterator[None]:
+    async def answered(self) -> AsyncIterator[None]:
         """Raises StateFull and NotReady for what the database refuses: nothing was changed then, or it did not say."""
         try:
-            async with asyncio.timeout(self._database.seconds):
+            async with asyncio.timeout(self.database.seconds):
                 yield
         except (SQLAlchemyError, sqlite3.OperationalError, TimeoutError) as exc:
-            if (why := self._database.told(exc.orig if isinstance(exc, DBAPIError) else exc)) is not None:
+            if (why := self.database.told(exc.orig if isinstance(exc, DBAPIError) else exc)) is not None:
                 raise why from exc
             raise
+
+
+class Tables:
+    """Some tables of the database. Objects that are returned are detached: changing them changes nothing here."""
+
+    def __init__(self, connections: Connections) -> None:
+        self.connections = connections
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[AsyncSession]:
         """A session that reads."""
-        async with self._answered(), AsyncSession(self._database.reading, expire_on_commit=False) as session:
+        there = self.connections
+        async with there.answered(), AsyncSession(there.database.reading, expire_on_commit=False) as session:
             yield session
 
     @asynccontextmanager
     async def _writing(self) -> AsyncIterator[AsyncSession]:
         """A session that reads and then writes. One at a time, so that what it has read is still true."""
+        there = self.connections
         async with (
-            self._answered(),
-            self._writer,
-            AsyncSession(self._database.writing, expire_on_commit=False) as session,
+            there.answered(),
+            there.writer,
+            AsyncSession(there.database.writing, expire_on_commit=False) as session,
         ):
             yield session
+
+
+S = TypeVar("S", bound=Tables)
+
+
+def whole(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """What the database has begun is ended, also when the one who asked is cancelled: a connection that is given up
+    within a statement keeps its lock, and nothing could be written any more."""
+
+    @functools.wraps(method)
+    async def run(tables: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        under_way = tables.connections.under_way
+        work = asyncio.ensure_future(method(tables, *args, **kwargs))
+        under_way.add(work)
+        work.add_done_callback(under_way.discard)
+        return await asyncio.shield(work)
+
+    return run
+
+
+class Store(Tables):
+    """Services, jobs and events."""
 
     @whole
     async def add(self, service: Service, job: Job, *, actor: str) -> None:
@@ -457,11 +474,11 @@ async def open_store(
     Raises SettingsError when it cannot be used.
     """
     async with sqlite.opened(path) if url is None else _postgres(url, seconds, lost) as database:
-        store = Store(database)
+        connections = Connections(database)
         try:
-            yield store
+            yield Store(connections)
         finally:
-            await store.close()
+            await connections.close()
 
 
 def _postgres(url: SecretStr, seconds: float, lost: Callable[[str], None]) -> AbstractAsyncContextManager[Database]:

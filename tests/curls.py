@@ -14,7 +14,8 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 REPOSITORY = Path(__file__).parents[1]
-DOCUMENTS = (REPOSITORY / "docs" / "api.md", REPOSITORY / "tests" / "documents" / "server_api.md")
+OURS = (REPOSITORY / "docs" / "api.md", REPOSITORY / "docs" / "async.md")
+DOCUMENTS = (*OURS, REPOSITORY / "tests" / "documents" / "server_api.md")
 """Those whose commands must do what they promise: our own, and the server API's, by which users wrote their scripts."""
 _BLOCK = re.compile(r"^```bash[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 # Line by line what a shell sees: quotes may span lines, a comment may hold one quote.

@@ -15,13 +15,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from sqlalchemy import create_engine
+from sqlmodel import Session, SQLModel
 
 from gateway.child import Child
 from gateway.settings import environment_of_a_child
+from orchestrator.models import Batch, BatchState, StoredFile, TaskState
+from orchestrator.sqlite import prepare
+from orchestrator.task_store import new_task
 from tests.fake_hub import fake_hub
 from tests.fake_slurm import PATH, FakeSlurm
 from tests.fake_vast import fake_vast
@@ -38,6 +44,9 @@ COLLECTION = "books"
 # A model that nothing ever loads, since the fake Slurm's queue does not move.
 SLOT, ASLEEP = "main", "asleep"
 MODELS = {"models": {ASLEEP: {"recipe": "inference/llamacpp-cpu", "slot": SLOT}}}
+# Of a request that was queued and answered, of files, of a batch that is complete: in the database from the beginning.
+JOB, BATCH = f"job_{0:032x}", f"batch_{0:032x}"
+FILE, *MORE_FILES = (f"file-{number:032x}" for number in range(4))
 STARTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("vllm-single-node", {"gpu": None}),
     ("vllm-replicas", {"gpu": 2}),
@@ -81,6 +90,7 @@ def halves() -> Iterator[Halves]:
         home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sg-", dir="/tmp")))
         slurm, port = FakeSlurm(home), _free_port()
         (home / "models.yaml").write_text(json.dumps(MODELS))
+        _record(home / "o")
         environment = _environment(home, port, opened.enter_context(fake_hub()).url)
         environment |= _rented(opened)
         orchestrator = opened.enter_context(Child("orchestrator", environment, home / "orchestrator.log"))
@@ -92,6 +102,31 @@ def halves() -> Iterator[Halves]:
         _until(lambda: _answers(both))
         _start_services(both, slurm, opened)
         yield both
+
+
+def _record(home: Path) -> None:
+    """A state folder as an orchestrator has left it that had answered a queued request and a batch."""
+    home.mkdir(mode=0o700)
+    (home / "files").mkdir(mode=0o700)
+    prepare(home / "orchestrator.db")
+    now, later = datetime.now(UTC), datetime.now(UTC) + timedelta(days=1)
+    task = new_task(actor="me", target="/v1/completions", model="m", body=b"{}", at=now, expires_at=later)
+    task.id, task.state, task.status, task.result = JOB, TaskState.DONE, 200, b"{}"
+    rows: list[SQLModel] = [task]
+    for identity in (FILE, *MORE_FILES):
+        (home / "files" / identity).write_bytes(b"{}\n")
+        rows.append(StoredFile(id=identity, created_at=now, actor="me", filename="a", purpose="batch", size=3))
+    rows.append(
+        Batch(
+            id=BATCH, created_at=now, actor="me", endpoint="/v1/completions", completion_window="24h", input_file=FILE,
+            state=BatchState.COMPLETED, expires_at=later, ended_at=now,
+        )
+    )  # fmt: skip
+    engine = create_engine(f"sqlite:///{home / 'orchestrator.db'}")
+    with Session(engine) as session:
+        session.add_all(rows)
+        session.commit()
+    engine.dispose()
 
 
 def _environment(home: Path, port: int, hub: str) -> dict[str, str]:

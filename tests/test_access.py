@@ -10,9 +10,11 @@ import pytest
 from orchestrator.access import (
     BETWEEN_US,
     Admission,
+    Caller,
     Headers,
     Refusal,
     acting,
+    caller_of,
     controlling,
     doubled,
     foreign,
@@ -39,10 +41,13 @@ ASK = (
     "/api/services/vllm/1/prompt", "/api/v1/services/1/v1/chat/completions", "/api/services/1:8001/v1/completions",
     "/api/v1/services/1/tokenize", "/api/v1/vector-db/1/collections/b", "/api/v1/vector-db/1/collections/b/points",
     "/api/services/vector-db/1/collections/b/search", "/api/v1/vector-db/1/qdrant/collections/b/points",
+    "/jobs/job_1/cancel", "/api/jobs/job_1/cancel", "/api/v1/jobs/job_1/cancel", "/v1/files", "/v1/files/file-1",
+    "/v1/batches", "/v1/batches/batch_1/cancel",
 )  # fmt: skip
 START_AND_END = (
     "/api/v1/services", "/api/services", "/api/services/start", "/api/services/stop/1", "/api/v1/services/1",
     "/api/v1/services/1/status", "/api/v1/service-groups/1", "/api/service-groups/1/status", "/jobs",
+    "/jobs/job_1/result", "/api/v1/jobs", "/jobs/job_1/cancel/more",
     "/api/v1/vector-db/1/qdrant/collections/b/snapshots", "/api/v1/vector-db/1/qdrant/snapshots",
     "/api/v1/vector-db/1/qdrant/collections/b/snapshots/recover", "/api/services/vector-db/1/qdrant/cluster/recover",
 )  # fmt: skip
@@ -75,6 +80,11 @@ def test_what_changes_something(method: str) -> None:
         "/api/v1/audit",
         "/api/audit/1/2",
         "/api/v1/%6beys",
+        "/queue",
+        "/status",
+        "/api/queue",
+        "/api/v1/status",
+        "/%71ueue",
     ],
 )
 def test_keys_and_the_record_need_the_most(method: str, path: str) -> None:
@@ -221,11 +231,10 @@ def test_what_asks_for_a_key_itself_gets_those_that_are_not_ours(headers: Header
 
 def test_a_key_is_told_only_where_one_is_asked_for() -> None:
     headers = [(b"x-api-key", b"control"), (b"authorization", b"Bearer s"), (b"x-sluice-control", b"x")]
-    told = [(b"x-sluice-control", b"control"), (b"x-sluice-scope", b"admin")]
-    assert controlling("/infra/vast/status", headers, key("a", Scope.ADMIN)) == told
-    assert controlling("/infra/vast/status", headers, None) == told[:1]
+    told = [(b"x-sluice-control", b"control")]
+    assert controlling("/infra/vast/status", headers) == told
     for path in ("/infra/vastly", "/infra", "/v1/chat/completions", "/api/v1/infra/vast", "/x/infra/vast"):
-        assert controlling(path, headers, key("a", Scope.ADMIN)) == []
+        assert controlling(path, headers) == []
     assert {name for name, _ in told} <= BETWEEN_US
 
 
@@ -233,7 +242,24 @@ def test_nobody_says_who_he_is() -> None:
     headers = [(b"x-sluice-actor", b"root"), (b"x-other", b"1"), (b"x-sluice-actor", b"god")]
     headers += [(b"x-sluice-scope", b"admin"), (b"x-sluice-control", b"1")]
     assert acting(headers, None) == [(b"x-other", b"1")]
-    assert acting(headers, key("ci")) == [(b"x-other", b"1"), (b"x-sluice-actor", b"ci")]
+    assert acting(headers, key("ci")) == [(b"x-other", b"1"), (b"x-sluice-actor", b"ci"), (b"x-sluice-scope", b"use")]
+
+
+@pytest.mark.parametrize(
+    ("headers", "caller"),
+    [
+        ([], Caller("user", True)),
+        ([(b"x-sluice-actor", b"ci"), (b"x-sluice-scope", b"use")], Caller("ci", False)),
+        ([(b"x-sluice-actor", b"ci"), (b"x-sluice-scope", b"manage")], Caller("ci", True)),
+        ([(b"x-sluice-actor", b"me"), (b"x-sluice-scope", b"admin")], Caller("me", True)),
+        # Of a gateway of the former release, which says no scope: the least.
+        ([(b"x-sluice-actor", b"me")], Caller("me", False)),
+        ([(b"x-sluice-scope", b"rule")], Caller("user", False)),
+        ([(b"x-sluice-actor", b"a" * 200), (b"x-sluice-scope", b"")], Caller("a" * 100, False)),
+    ],
+)
+def test_what_a_caller_sees(headers: Headers, caller: Caller) -> None:
+    assert caller_of(headers) == caller
 
 
 class Asked:

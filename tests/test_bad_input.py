@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.routes.strict import MOST_BYTES
 from orchestrator.wire.http1 import MOST_HEAD
-from tests.halves import COLLECTION, ENDED, GROUP, PENDING, QDRANT, VLLM, Halves, halves
+from tests.halves import BATCH, COLLECTION, ENDED, FILE, GROUP, JOB, PENDING, QDRANT, VLLM, Halves, halves
 from tests.renting import CONTROL
 
 pytestmark = pytest.mark.system
@@ -212,7 +212,15 @@ DOCUMENTS = {
 }
 OF_DOOR = {"gateway": "server", "orchestrator": "orchestrator"}
 SERVED = "Qwen/Qwen2.5-0.5B-Instruct"
-REAL = {"group_id": GROUP, "collection": COLLECTION, "category": "inference", "name": "vllm-single-node"}
+REAL = {
+    "group_id": GROUP,
+    "collection": COLLECTION,
+    "category": "inference",
+    "name": "vllm-single-node",
+    "job_id": JOB,
+    "file_id": FILE,
+    "batch_id": BATCH,
+}
 # In the place of one path parameter. Encoded line breaks: a header of ours must not come from them.
 ODD_NAMES = (
     "..",

@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-from tests.curls import DOCUMENTS, REPOSITORY, Curl, CurlError, curls
+from tests.curls import DOCUMENTS, OURS, REPOSITORY, Curl, CurlError, curls
 from tests.e2e.promises import PLACE, Answer, promise_of
 
 PAGES = {document.name: document.read_text(encoding="utf-8") for document in DOCUMENTS}
 CURLS = [curl for name, page in PAGES.items() for curl in curls(name, page)]
-API = curls("api.md", PAGES["api.md"])
+API = [curl for document in OURS for curl in curls(document.name, PAGES[document.name])]
 OPERATIONS = json.loads((REPOSITORY / "openapi" / "server-openapi.json").read_text(encoding="utf-8"))["paths"]
 
 DOCUMENT = """\

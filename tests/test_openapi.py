@@ -25,7 +25,7 @@ def test_every_operation_says_what_it_does_and_every_error_has_its_schema(name: 
     for where, operation in _operations(name):
         assert operation.get("summary"), where
         for status, response in operation["responses"].items():
-            if int(status) >= 400:
+            if status[0] in "45":
                 assert "schema" in response["content"]["application/json"], f"{where} {status}"
 
 

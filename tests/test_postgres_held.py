@@ -19,7 +19,7 @@ from orchestrator.database import Database
 from orchestrator.errors import NotReady
 from orchestrator.models import JobState
 from orchestrator.postgres import LOCK, opened
-from orchestrator.store import Store, open_store
+from orchestrator.store import Connections, Store, open_store
 from tests.databases.place import Place
 from tests.databases.server import PASSWORD, Server, execute
 from tests.fake_slurm import FakeSlurm
@@ -113,7 +113,7 @@ def test_one_is_told_once_that_its_database_was_taken(url: str, postgres: Server
         async with opened(url):  # quicker than its next look
             for _ in range(2):
                 with pytest.raises(NotReady, match=rf"in use by process {os.getpid()}"):
-                    await add(Store(database), "a")
+                    await add(Store(Connections(database)), "a")
 
     with_database(url, work, lost=lost.append, patience=0.1)
     assert len(lost) == 1 and f"in use by process {os.getpid()} on" in lost[0]
@@ -142,7 +142,7 @@ def test_the_database_stays_ours_when_the_server_did_not_see_our_connection_end(
         with psycopg.connect(url, application_name=name, autocommit=True) as former:
             execute(url, f"SELECT pg_terminate_backend({pid}, 5000)")
             former.execute(f"SELECT pg_advisory_lock({LOCK})")
-            await add(Store(database), "a")
+            await add(Store(Connections(database)), "a")
             with pytest.raises(psycopg.errors.AdminShutdown):
                 former.execute("SELECT 1")
 

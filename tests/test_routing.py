@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from orchestrator.asked import Asked, look, opening
+from orchestrator.asked import Asked, look, opening, without_async
 from orchestrator.errors import BadRequest
 from orchestrator.replicas import queue_in
 from orchestrator.routing import POLICIES, least_loaded, prefix, round_robin
@@ -88,6 +88,10 @@ def test_a_session_counts_more_than_a_beginning() -> None:
         (b'{"messages": 7}', Asked(None, False, b"", b"7")),
         (b'{"model": null, "stream": null}', Asked(None)),
         (b' \n{"model": "\\u00e4", "other": {"model": "inner"}}', Asked("\u00e4")),
+        (b'{"model": "m", "async": true}', Asked("m", later=True)),
+        (b'{"model": "m", "async": false}', Asked("m", later=False)),
+        (b'{"model": "m", "async": null}', Asked("m", later=False)),
+        (b'{"model": "m", "x": {"async": true}}', Asked("m")),
     ],
 )  # fmt: skip
 def test_what_is_looked_at_in_a_body(body: bytes, asked: Asked) -> None:
@@ -145,11 +149,31 @@ def test_a_conversation_begins_with_the_user_s_first_message(begin: bytes, expec
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{", b'{"model": 7}', b'{"model": "a", "stream": "yes"}', b"\xff", b"[" * 99999]
+    "body",
+    [b"", b"[]", b"{", b'{"model": 7}', b'{"model": "a", "stream": "yes"}', b'{"async": 1}', b"\xff", b"[" * 99999],
 )
 def test_a_body_that_is_none_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
         look(b"application/json", body)
+
+
+@pytest.mark.parametrize(
+    ("body", "left"),
+    [
+        (b'{"async": true, "model": "m"}', b'{"model":"m"}'),
+        (b'{"model": "m", "n": 1.50e3, "async": false, "x": [ 1, 2 ], "y": "\\u00e4"}',
+         b'{"model":"m","n":1.50e3,"x":[ 1, 2 ],"y":"\\u00e4"}'),
+        (b'{"x": {"async": true}, "\\u0061sync": true}', b'{"x":{"async": true}}'),
+    ],
+)  # fmt: skip
+def test_async_is_taken_out_and_the_rest_stays_as_it_was_written(body: bytes, left: bytes) -> None:
+    assert without_async(body) == left
+
+
+def test_a_body_whose_names_cannot_be_read_is_refused() -> None:
+    body = b'{"async": true, "\\ud800": 1}'
+    with pytest.raises(BadRequest):
+        without_async(body)
 
 
 def test_a_form_is_searched_for_its_model() -> None:

@@ -18,9 +18,13 @@ from schemathesis.schemas import BaseSchema
 
 from tests.halves import (
     ASLEEP,
+    BATCH,
     COLLECTION,
     ENDED,
+    FILE,
     GROUP,
+    JOB,
+    MORE_FILES,
     PENDING,
     PENDING_GROUP,
     QDRANT,
@@ -46,6 +50,10 @@ NAMES = {
     "path.category": ["inference", "vector-db"],
     "path.name": ["vllm-replicas", "qdrant", SLOT],
     "path.model_id": ["Qwen/Qwen2.5-7B-Instruct", "meta-llama/gated", SERVED],
+    "path.job_id": [JOB],
+    "path.file_id": MORE_FILES[:1],  # which may be deleted
+    "path.batch_id": [BATCH],
+    "body.input_file_id": [FILE],
     "body.model": [SERVED, ASLEEP],
     "query.architecture": ["Qwen2ForCausalLM"],
     "query.recipe": ["qdrant", "vllm-single-node"],
@@ -75,6 +83,12 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/detokenize"): {"model": SERVED, "tokens": [1, 2]},
     ("POST", "/transcriptions"): {"model": SERVED, "file": b"RIFF"},
     ("POST", "/completions"): {"model": SERVED, "prompt": "say hello"},
+    ("POST", "/files"): {"file": b"{}", "purpose": "batch"},
+    ("POST", "/batches"): {
+        "input_file_id": FILE,
+        "endpoint": "/v1/completions",
+        "completion_window": "24h",
+    },
     ("PUT", "/{collection}"): {"vector_size": 2},
     ("PUT", "/points"): POINTS,
     ("POST", "/search"): {"query_vector": [1, 1]},
@@ -168,15 +182,15 @@ def test_every_operation_can_succeed_and_does_it_as_documented(
     for operation in operations:
         method, path = operation.method.upper(), operation.path
         body = next((body for (m, end), body in BODIES.items() if m == method and path.endswith(end)), NOT_SET)
-        kind = "multipart/form-data" if "/audio/" in path else "application/json"
+        kind = "multipart/form-data" if "/audio/" in path or path == "/v1/files" else "application/json"
         headers = {"X-API-Key": CONTROL} if path.startswith("/infra/vast/") else None
-        case = operation.Case(path_parameters=real(method, path), body=body, media_type=kind, headers=headers)
+        case = operation.Case(path_parameters=real(half, method, path), body=body, media_type=kind, headers=headers)
         answer = case.call_and_validate(base_url=url, session=session, timeout=SECONDS)
         assert answer.status_code == (202 if path.endswith("/switch") else 200), (method, path, answer.text)
-    assert len(operations) > 35
+    assert len(operations) > 50
 
 
-def real(method: str, path: str) -> dict[str, str]:
+def real(half: str, method: str, path: str) -> dict[str, str]:
     """What the parameters of a path may be for the operation to succeed."""
     changes = method == "DELETE" or path.endswith("/stop/{service_id}") or (method, path[-7:]) == ("POST", "/status")
     collection = "made" if path.endswith("/{collection}") and method != "GET" else COLLECTION

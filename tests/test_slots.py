@@ -262,3 +262,17 @@ def test_kill_9_during_a_switch(home: Home, serve: Serve, phase: str) -> None:
     services = home.ask("GET", "/api/services", params={"status": "running"})
     assert len(services) == 1, "one model is loaded, and nothing else was left"
     assert len(engines(home)) == 1
+
+
+def test_a_queued_request_wakes_its_model(home: Home, serve: Serve) -> None:
+    """And one for the other model of the slot has its turn, too."""
+    listed = {"slots": {"gpu": {}}, "models": {name: model(home, name, slot="gpu") for name in ("a", "b")}}
+    serve(listed, ORCHESTRATOR_WAKE_HOLD_SECONDS="1")
+    with client(home) as http:
+        jobs = [http.post("/v1/chat/completions", json=chat(name) | {"async": True}).json() for name in "aabb"]
+        assert [job["status"] for job in jobs] == ["queued"] * 4
+        until(lambda: all(http.get(job["status_url"]).json()["status"] == "done" for job in jobs))
+        answers = [http.get(job["result_url"]).json() for job in jobs]
+        assert [answer["model"] for answer in answers] == list("aabb")
+        unknown = http.post("/v1/chat/completions", json=chat("c") | {"async": True})
+        assert unknown.status_code == 404

@@ -187,7 +187,7 @@ def test_the_migrations_make_the_tables_of_the_models(tmp_path: Path) -> None:
 
     with_store(tmp_path, nothing)
     engine = engine_of(tmp_path / "models.db")
-    SQLModel.metadata.create_all(engine, [SQLModel.metadata.tables[t] for t in ("service", "job", "event", "rental")])
+    SQLModel.metadata.create_all(engine)
     migrated = schema(engine_of(tmp_path / "orchestrator.db"))
     assert models.Service.__tablename__ in migrated
     assert migrated == schema(engine)

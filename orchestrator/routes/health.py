@@ -7,7 +7,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from orchestrator import __version__
-from orchestrator.deps import App
+from orchestrator.deps import App, Orchestrator
 
 router = APIRouter(tags=["health"])
 
@@ -57,12 +57,17 @@ async def health(app: App) -> Health:
         scheduler=app.settings.scheduler,
         started_at=app.started_at,
         tcp=app.settings.address,
-        watcher=WatcherHealth(
-            late=late,
-            last_look=watcher.last_look,
-            stale_since=watcher.stale_since,
-            trouble=watcher.trouble or watcher.unrecorded,
-        ),
+        watcher=watcher_health(app),
+    )
+
+
+def watcher_health(app: Orchestrator) -> WatcherHealth:
+    watcher = app.watcher
+    return WatcherHealth(
+        late=watcher.late,
+        last_look=watcher.last_look,
+        stale_since=watcher.stale_since,
+        trouble=watcher.trouble or watcher.unrecorded,
     )
 
 

@@ -12,6 +12,7 @@ from orchestrator.deps import App, Orchestrator, check_ready, find
 from orchestrator.errors import NotFound
 from orchestrator.replicas import Replica
 from orchestrator.slots import Slot
+from orchestrator.tasks import LATER
 
 
 class Problem(BaseModel):
@@ -21,7 +22,7 @@ class Problem(BaseModel):
 
 
 FORM = {"model": Problem, "description": "An error in OpenAI's form."}
-ERRORS: dict[int | str, dict[str, Any]] = {status: FORM for status in (400, 404, 409, 413, 422, 502, 503)}
+ERRORS: dict[int | str, dict[str, Any]] = {status: FORM for status in (400, 404, 409, 413, 422, 502, 503, 507)}
 
 router = APIRouter(tags=["openai"], responses=ERRORS)
 of_a_service = APIRouter(tags=["openai"])
@@ -90,10 +91,19 @@ def operations() -> dict[str, Any]:
     """OpenAPI's paths for what the data path answers, see `orchestrator.dispatch`: FastAPI does not know of it."""
     return {
         path: {
-            "post": _operation(summary, {"application/json": {"schema": _BODY, "example": {"model": _NAME} | example}})
+            "post": _operation(
+                summary,
+                {
+                    "application/json": {
+                        "schema": _BODY_OF_LATER if path in LATER else _BODY,
+                        "example": {"model": _NAME} | example,
+                    }
+                },
+                _QUEUED if path in LATER else {},
+            )
         }
         for path, (summary, example) in _ASKED.items()
-    } | {"/v1/audio/transcriptions": {"post": _operation("Write down what is said in a recording", _RECORDING)}}
+    } | {"/v1/audio/transcriptions": {"post": _operation("Write down what is said in a recording", _RECORDING, {})}}
 
 
 _NAME = "Qwen/Qwen2.5-0.5B-Instruct"
@@ -112,9 +122,20 @@ _ASKED: dict[str, tuple[str, dict[str, Any]]] = {
     "/tokenize": ("Show a text's tokens", {"prompt": _QUESTION}),
     "/detokenize": ("Make a text of tokens", {"tokens": [1, 2, 3]}),
 }
-_BODY = {
+_BODY: dict[str, Any] = {
     "type": "object",
     "properties": {"model": {"type": ["string", "null"]}, "stream": {"type": ["boolean", "null"]}},
+}
+_BODY_OF_LATER = _BODY | {"properties": _BODY["properties"] | {"async": {"type": ["boolean", "null"]}}}
+_RECEIPT = {
+    "application/json": {
+        "schema": {
+            "type": "object",
+            "required": ["job_id", "id", "status", "created_at", "status_url", "result_url"],
+            "properties": {name: {"type": "string"} for name in ("job_id", "id", "status", "status_url", "result_url")}
+            | {"created_at": {"type": "string", "format": "date-time"}},
+        }
+    }
 }
 _FORM_OF_A_RECORDING = {
     "type": "object",
@@ -127,6 +148,13 @@ _RECORDING = {
         "example": {"file": "the bytes of speech.wav", "model": "openai/whisper-small"},
     }
 }
+_ERROR: dict[str, Any] = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
+Answers = dict[str, tuple[str, dict[str, Any]]]
+_QUEUED: Answers = {
+    "202": ('The request says "async": true and is queued; `status_url` tells how it stands.', _RECEIPT),
+    "413": ("A request that is queued has at most 32 MiB.", _ERROR),
+    "422": ("The Idempotency-Key of a request to be queued is wrong, or belongs to another one.", _ERROR),
+}
 _DESCRIPTION = (
     "`model` chooses the service; the request goes to one of its replicas as it is, and so does the answer, "
     "with `stream: true` token by token. What an engine cannot do it refuses itself. Served in the same way: "
@@ -136,17 +164,17 @@ _DESCRIPTION = (
 )
 
 
-def _operation(summary: str, asked: dict[str, Any]) -> dict[str, Any]:
-    """`asked`: the media types of the body, each with its schema and an example."""
-    error = {"application/json": {"schema": {"type": "object", "required": ["error"]}}}
-    answers = {
+def _operation(summary: str, asked: dict[str, Any], further: Answers) -> dict[str, Any]:
+    """`asked`: the media types of the body, each with its schema and an example; `further`: its own answers."""
+    error: dict[str, Any] = _ERROR
+    answers: Answers = {
         "200": ("The engine's answer.", {"application/json": {}, "text/event-stream": {}}),
         "400": ("The engine refuses the request, or it is no JSON.", error),
         "404": ("No service serves this model; the text names those that are served.", error),
         "429": ("The replicas have as much to do as they may; Retry-After says when to ask again.", error),
         "502": ("The engine failed.", error),
         "503": ("The model's service does not answer yet; the text says what it waits for.", error),
-    }
+    } | further
     return {
         "tags": ["openai"],
         "summary": summary,

@@ -1,5 +1,7 @@
 """The openai package, 2.x and 3.x."""
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -29,7 +31,8 @@ class Program:
         self.client = openai.OpenAI(base_url=base_url, api_key="none", max_retries=0)
 
     def _client(self, case: Case) -> openai.OpenAI:
-        return self.client.with_options(timeout=case.get("timeout", 60), max_retries=case.get("retries", 0))
+        options = {"timeout": case.get("timeout", 60), "max_retries": case.get("retries", 0)}
+        return self.client.with_options(api_key=case.get("key", "none"), **options)
 
     def chat(self, case: Case) -> Seen:
         options: dict[str, Any] = {"model": case["model"], "messages": messages(case)} | case.get("options", {})
@@ -88,10 +91,39 @@ class Program:
             "called": [call.function.name for call in calls if call.type == "function"],
         }
 
+    def batch(self, case: Case) -> Seen:
+        """One line for each of the prompts, to the end; then its files are deleted."""
+        client = self._client(case)
+        bodies = [{"model": case["model"], "messages": messages({"prompt": prompt})} for prompt in case["prompts"]]
+        lines = [
+            {"custom_id": f"r{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
+            for number, body in enumerate(bodies)
+        ]
+        content = "\n".join(json.dumps(line) for line in lines).encode()
+        file = client.files.create(file=("requests.jsonl", content), purpose="batch")
+        asked: Any = {"input_file_id": file.id, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = client.batches.create(**asked, metadata={"for": "a test"})
+        deadline = time.monotonic() + 60
+        while batch.status not in ("completed", "failed", "expired", "cancelled") and time.monotonic() < deadline:
+            time.sleep(0.1)
+            batch = client.batches.retrieve(batch.id)
+        kept = [name for name in (batch.output_file_id, batch.error_file_id) if name]
+        texts = [client.files.content(name).text for name in kept]
+        outcomes = [[json.loads(line) for line in text.splitlines()] for text in texts]
+        return {
+            "status": batch.status,
+            "counts": batch.request_counts and batch.request_counts.model_dump(),
+            "output": outcomes[0] if outcomes else [],
+            "errors": outcomes[1] if len(outcomes) > 1 else [],
+            "listed": batch.id in [one.id for one in client.batches.list(limit=1)],
+            "deleted": all(client.files.delete(name).deleted for name in [file.id, *kept]),
+        }
+
 
 def actions(base_url: str) -> dict[str, Callable[[Case], Seen]]:
     one = Program(base_url)
     does = [one.chat, one.completion, one.embedding, one.response, one.models, one.model, one.parse, one.tool]
+    does.append(one.batch)
     return {do.__name__: do for do in does}
 
 

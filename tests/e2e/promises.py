@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.cluster import Cluster
 from tests.curls import Curl
+from tests.e2e import later
 from tests.e2e.deployment import Api, wait_for
 
 JSON = "application/json"
@@ -27,6 +28,8 @@ EVENTS = "text/event-stream"
 SPEECH = bytes(range(256)) * 1000  # the recording of the documents
 # What the documents write where a reader writes an id of their own: 3652098, sg-3652098, 3652098:8002.
 PLACE = re.compile(r"(?<=/)(?P<alias>sg-)?\d{5,}(?P<port>:\d+)?(?=[/?]|$)")
+# And what they write for ids that are ours: job_…, file-…, batch_….
+OURS = re.compile(r"\b(job_|file-|batch_)[0-9a-f]{32}\b")
 # Environment names of the documents, and the engine's option that each becomes.
 OPTIONS = {
     "VLLM_MODEL": "--model",
@@ -73,13 +76,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Call:
-    """A command with the ids of services that run. `id`: that of its own path; `running`: vllm, group and qdrant."""
+    """A command with the ids of services that run. `id`: that of its own path; `running`: vllm, group and qdrant.
+
+    `made`: what has been made for it, by the beginning of its id.
+    """
 
     curl: Curl
     api: Api
     cluster: Cluster
     running: dict[str, str]
     id: str = ""
+    made: dict[str, str] = field(default_factory=dict)
 
     @property
     def asked(self) -> Any:
@@ -102,8 +109,10 @@ class Call:
         """The very command, with an id of ours, where its file is, and with the head of the answer printed too."""
         url = PLACE.sub(rf"\g<alias>{self.id}", self.curl.url)
         words = (url if word == self.curl.url else word for word in self.curl.argv[1:])
+        words = (OURS.sub(lambda found: self.made[found[1]], word) for word in words)
         with NamedTemporaryFile() as printed, NamedTemporaryFile() as trouble, TemporaryDirectory() as here:
             Path(here, "speech.wav").write_bytes(SPEECH)
+            Path(here, "requests.jsonl").write_text(later.LINE)
             process = subprocess.Popen(["curl", "-q", "-sS", "-i", *words], stdout=printed, stderr=trouble, cwd=here)
             try:
                 if during:
@@ -420,6 +429,9 @@ def check_card(card: dict[str, Any]) -> str:
 
 
 def chatted(call: Call, answer: Answer) -> None:
+    if call.asked.get("async"):
+        later.queued(call, answer)
+        return
     said = call.asked["messages"][0]["content"]
     if call.asked.get("stream"):
         answer.check(EVENTS)
@@ -850,7 +862,7 @@ PROMISES = {
     "GET /api/v1/vllm/{id}/metrics": Promise(vllm_metrics, LLM),
     "GET /api/v1/vllm/{id}/models": Promise(loaded_models, LLM),
     "POST /api/v1/vllm/{id}/prompt": Promise(prompted, (*LLM, *GROUP)),
-}
+} | {operation: Promise(check, before=before) for operation, (check, before) in later.CHECKS.items()}
 
 
 def promise_of(curl: Curl) -> Promise:

@@ -88,19 +88,23 @@ async def test_the_one_key_of_the_environment_opens_everything_beside_them(setti
 async def test_no_credential_goes_further_and_the_name_does(settings: Settings) -> None:
     put(settings.keys_path, key("use"))
     sent = {"X-API-Key": "secret-use", "api-key": "another", "Cookie": "c=1", "Authorization": "Bearer sk-theirs",
-            "Proxy-Authorization": "Basic eA==", "X-Sluice-Actor": "root", "X-Other": "kept"}  # fmt: skip
+            "Proxy-Authorization": "Basic eA==", "X-Sluice-Actor": "root", "X-Sluice-Scope": "admin",
+            "X-Other": "kept"}  # fmt: skip
     async with gateway(settings) as client:
         told = (await client.get("/api/v1/echo", headers=sent)).json()["headers"]
     names = [name for name, _ in told]
     assert {"authorization", "x-api-key", "api-key", "cookie", "proxy-authorization"}.isdisjoint(names)
     assert [value for name, value in told if name in ("x-other", "x-sluice-actor")] == ["kept", "use"]
+    assert [value for name, value in told if name == "x-sluice-scope"] == ["use"]
     assert "secret-use" not in json.dumps(told)
 
 
 async def test_without_keys_nobody_is_named(settings: Settings) -> None:
     async with gateway(settings) as client:
-        told = (await client.get("/api/v1/echo", headers={"X-Sluice-Actor": "root", **of("x")})).json()["headers"]
-    assert {"authorization", "x-sluice-actor"}.isdisjoint(name for name, _ in told)
+        told = (
+            await client.get("/api/v1/echo", headers={"X-Sluice-Actor": "root", "X-Sluice-Scope": "admin", **of("x")})
+        ).json()["headers"]
+    assert {"authorization", "x-sluice-actor", "x-sluice-scope"}.isdisjoint(name for name, _ in told)
 
 
 async def test_the_first_key_closes_the_door_on_loopback_and_the_last_one_does_not_open_it(settings: Settings) -> None:
