@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from orchestrator.errors import OrchestratorError
 
 # The newest migration in orchestrator/migrations/versions.
-HEAD = "0005"
+HEAD = "0006"
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 

@@ -57,8 +57,8 @@ ROWS: dict[str, list[str]] = {
     "0002": _FIRST,
     "0003": [*_FIRST, *_OF_SERVICES],
     "0004": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS],
-    "0006": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS, *_RENTALS],
-    "0005": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS, *_RENTALS, *_OF_TASKS],
+    "0005": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS, *_OF_TASKS],
+    "0006": [*_FIRST, *_OF_SERVICES, *_ACCOUNTS, *_OF_TASKS, *_RENTALS],
 }
 NEXT = """
 import sqlalchemy as sa
