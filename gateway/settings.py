@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="forbid", frozen=True)
 
     config: Path | None = None
-    api_key: SecretStr | None = None  # one key with all scopes, beside those of the file
+    # One key beside those of the file; with all scopes, unless there is one for the admin too: then without that scope.
+    api_key: SecretStr | None = None
+    admin_api_key: SecretStr | None = None
     keys_file: Path | None = None  # of `sluice keys`; None: keys.json in the folder sluicegate of ~/.config
     loopback_open: bool = False  # on loopback no request needs a key, whatever keys there are
     host: str = "127.0.0.1"
@@ -60,7 +62,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
 
-    @field_validator("api_key", "cluster", mode="before")
+    @field_validator("api_key", "admin_api_key", "cluster", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -155,10 +157,16 @@ def keys_path() -> Path:
 
 def keys_of(settings: Settings) -> Keys:
     """The keys that a gateway takes."""
-    fixed = []
-    if settings.api_key is not None:
-        digest = hash_of(settings.api_key.get_secret_value().encode())
-        fixed.append(Key("GATEWAY_API_KEY", Scope.ADMIN, digest, now()))
+    usual = Scope.ADMIN if settings.admin_api_key is None else Scope.MANAGE
+    given = {
+        "GATEWAY_API_KEY": (settings.api_key, usual),
+        "GATEWAY_ADMIN_API_KEY": (settings.admin_api_key, Scope.ADMIN),
+    }
+    fixed = [
+        Key(name, scope, hash_of(secret.get_secret_value().encode()), now())
+        for name, (secret, scope) in given.items()
+        if secret is not None
+    ]
     return Keys(settings.keys_path, fixed)
 
 
