@@ -16,7 +16,7 @@ import pytest
 
 from orchestrator.routes.strict import MOST_BYTES
 from orchestrator.wire.http1 import MOST_HEAD
-from tests.halves import BATCH, COLLECTION, ENDED, FILE, GROUP, JOB, PENDING, QDRANT, VLLM, Halves, halves
+from tests.halves import BATCH, COLLECTION, ENDED, FILE, GROUP, JOB, PENDING, QDRANT, SLOT, VLLM, Halves, halves
 from tests.renting import CONTROL
 
 pytestmark = pytest.mark.system
@@ -240,7 +240,8 @@ def real_path(path: str) -> str:
     """A documented path with parameters for which there is something."""
     service = QDRANT if "vector-db" in path else VLLM
     model = SERVED if path.startswith("/v1/") else "Qwen/Qwen2.5-7B-Instruct"
-    return path.format(**REAL, service_id=service, model_id=model)
+    real = REAL | {"name": SLOT} if path.startswith("/slots/") else REAL
+    return path.format(**real, service_id=service, model_id=model)
 
 
 def odd_paths(document: dict[str, Any]) -> Iterator[tuple[str, str]]:

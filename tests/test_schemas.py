@@ -202,5 +202,7 @@ def real(half: str, method: str, path: str) -> dict[str, str]:
         "collection": collection,
         "model_id": SERVED if path.startswith("/v1/") else "Qwen/Qwen2.5-7B-Instruct",
     }
+    to_delete = MORE_FILES[1 + ["orchestrator", "gateway"].index(half)]
+    values |= {"job_id": JOB, "file_id": to_delete if method == "DELETE" else FILE, "batch_id": BATCH}
     values |= {"category": "inference", "name": SLOT if path.startswith("/slots/") else "vllm-replicas"}
     return {name: value for name, value in values.items() if f"{{{name}}}" in path}
