@@ -35,7 +35,7 @@ unit: check
 # link are away.
 chaos: setup
 	tests/prepare
-	$(BIN)/pytest -m chaos tests/chaos tests/e2e/test_walltime.py
+	timeout --foreground 15m $(BIN)/pytest -m chaos tests/chaos tests/e2e/test_walltime.py
 
 format: setup
 	$(BIN)/ruff check --fix $(SOURCES)

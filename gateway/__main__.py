@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import os
 import socket
 import sys
 from pathlib import Path
@@ -39,6 +40,7 @@ def serve(config: Path | None) -> int:
     except (SettingsError, PortError) as exc:
         sys.stderr.write(f"sluice gateway: {exc}\n")
         return 2 if isinstance(exc, SettingsError) else 1  # a port may be free later
+    os.umask(0o077)
     raise_open_files()
     with listener, open_journal(settings.log_level, settings.log_format):
         return _serve(settings, listener)

@@ -9,7 +9,7 @@ needed=(
     slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch munge:munged
     openssh-server:sshd openssh-client:ssh iproute2:ip util-linux:setpriv passwd:useradd hostname:hostname
     curl:curl prometheus:prometheus ca-certificates:update-ca-certificates shellcheck:shellcheck
-    gcc:gcc nodejs:node caddy:caddy
+    gcc:gcc nodejs:node caddy:caddy faketime:faketime
 )
 missing=()
 for entry in "${needed[@]}"; do
