@@ -8,7 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 from fastapi import FastAPI, Request
@@ -211,19 +211,7 @@ async def opened(
         open_keeper(settings.vast, store, replicas, clock, drain) as keeper,
     ):
         work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
-        watcher = Watcher(
-            scheduler=scheduler,
-            store=store,
-            services=work,
-            replicas=replicas,
-            client=probes,
-            clock=clock,
-            grace=timedelta(seconds=settings.grace_seconds),
-            drain=drain,
-            poll_seconds=settings.poll_interval,
-            probe_seconds=settings.probe_seconds,
-            own_ports=frozenset({settings.port} if settings.host else ()),
-        )
+        watcher = _watcher(settings, work, replicas, probes, drain)
         tools = Tools(work, store, replicas, watcher, clock)
         places = make_slots(listed, book, tools, timedelta(seconds=settings.wake_hold_seconds))
         registry = CollectorRegistry()
@@ -238,14 +226,8 @@ async def opened(
         inferences = Inferences(replicas, pool, clock, explain, places, settings.max_in_flight)
         queue = _queue(settings, TaskStore(store.connections), inferences, away, clock)
         inferences.later = queue.queue
-        caretaker = Caretaker(
-            store=store,
-            services=work,
-            replicas=replicas,
-            watcher=watcher,
-            clock=clock,
-            seconds=min(settings.poll_interval, ATTENDED_SECONDS),
-        )
+        seconds = min(settings.poll_interval, ATTENDED_SECONDS)
+        caretaker = Caretaker(store, work, replicas, watcher, clock, seconds)
         one = Orchestrator(
             inferences=inferences,
             tasks=queue,
@@ -267,15 +249,47 @@ async def opened(
             traffic=Traffic(registry, "sluice", "route"),
             started_at=clock(),
         )
-        loops = {asyncio.create_task(turns.run()) for turns in (watcher, caretaker, places, queue)}
         settle()
-        try:
+        async with turning(watcher, caretaker, places, queue):
             yield one
-        finally:
-            for loop in loops:
-                loop.cancel()
-            await asyncio.wait(loops)
-            await caretaker.note()
+        await caretaker.note()
+
+
+def _watcher(
+    settings: Settings, work: Services, replicas: Replicas, probes: httpx2.AsyncClient, drain: timedelta
+) -> Watcher:
+    return Watcher(
+        scheduler=work.scheduler,
+        store=work.store,
+        services=work,
+        replicas=replicas,
+        client=probes,
+        clock=work.clock,
+        grace=timedelta(seconds=settings.grace_seconds),
+        drain=drain,
+        poll_seconds=settings.poll_interval,
+        probe_seconds=settings.probe_seconds,
+        own_ports=frozenset({settings.port} if settings.host else ()),
+    )
+
+
+class Loop(Protocol):
+    """What is done again and again beside the requests."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+
+
+@asynccontextmanager
+async def turning(*loops: Loop) -> AsyncIterator[None]:
+    """The loops run from here to the end of the block."""
+    tasks = {asyncio.create_task(loop.run()) for loop in loops}
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _queue(
