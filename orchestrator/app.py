@@ -28,6 +28,7 @@ from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import read_catalogue
 from orchestrator.confidential import MASK, is_secret, redacted
 from orchestrator.deps import Orchestrator, why_away, why_none
+from orchestrator.diagnosis import read_rules
 from orchestrator.dispatch import Dispatch, way_of
 from orchestrator.envelope import belongs_to, envelope
 from orchestrator.errors import OrchestratorError, TooLarge
@@ -244,6 +245,7 @@ async def opened(
             hub=hub,
             catalogue=read_catalogue(),
             loaders=read_loaders(),
+            rules=read_rules(),
             engines=engines,
             registry=registry,
             traffic=Traffic(registry, "sluice", "route"),

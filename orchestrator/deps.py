@@ -1,6 +1,7 @@
 """What the lifespan opened, as annotated parameters: a route's signature lists what it touches."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, cast
@@ -14,14 +15,17 @@ from orchestrator.asked import idempotency_key as checked_key
 from orchestrator.batches import Batches
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import Catalogue
+from orchestrator.diagnosis import MOST_LOG, Diagnosis, Failure, Rule, diagnose
 from orchestrator.errors import Conflict, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
 from orchestrator.hub import Hub
 from orchestrator.inference import Group, Inferences
+from orchestrator.logs import tail
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.quantization import Loader
 from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replica, Replicas
+from orchestrator.retry import failed
 from orchestrator.services import Services, plan_of
 from orchestrator.settings import Settings
 from orchestrator.slots import Slots
@@ -48,6 +52,7 @@ class Orchestrator:
     hub: Hub
     catalogue: Catalogue
     loaders: Mapping[str, Loader]
+    rules: Sequence[Rule]  # why services fail
     inferences: Inferences
     tasks: Tasks
     batches: Batches
@@ -92,6 +97,24 @@ async def find(app: Orchestrator, service_id: str) -> Wanted:
     if port not in ports:
         raise NotFound(f"Service {identity} has no replica {service_id[:100]!r}. Its ports are {', '.join(ports)}.")
     return Wanted(service, job, ports[port])
+
+
+async def diagnosis_of(app: Orchestrator, wanted: Wanted) -> Diagnosis | None:
+    """Why a service has failed, or why a replica is started again and again; None where neither is so."""
+    service, job = wanted.service, wanted.job
+    replicas = app.replicas.of(service.submission_id, job.submission_id)
+    struggles = any(not r.ready and (r.starts > 1 or r.state == "failed") for r in replicas)
+    requeued = job.restarts > 0 and app.status(service, job) is ServiceStatus.CONFIGURING
+    if not (failed(service, job) or struggles or requeued):
+        return None
+    return await asyncio.to_thread(_diagnosed, app, service, job)
+
+
+def _diagnosed(app: Orchestrator, service: Service, job: Job) -> Diagnosis | None:
+    folder = app.services.folder(job.submission_id)
+    log = "\n".join(tail(path, most=MOST_LOG // 2) for path in (folder.stdout, folder.stderr))
+    failure = Failure(job.state, job.reason, job.exit_code, log)
+    return diagnose(app.rules, failure, plan_of(service), most_minutes=app.settings.site.max_time_limit)
 
 
 def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import secrets
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.budgets import Spent, draws_on, period_of, spent
-from orchestrator.confidential import masked
+from orchestrator.confidential import MASK, masked
 from orchestrator.config import Plan, resolve, secrets_of
 from orchestrator.costs import Use
 from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull, not_written
 from orchestrator.model_list import Listing
 from orchestrator.models import Job, JobState, Service, new_submission_id
 from orchestrator.recipes import Recipe, RecipeBook
+from orchestrator.retry import amended, failed
 from orchestrator.runs import RunFolder
 from orchestrator.schedulers import JobSpec, Rehearsal, Scheduler
 from orchestrator.script import Target, render, site_secrets
@@ -75,6 +76,42 @@ class Services:
         finally:
             self.submitting.discard(job.submission_id)
         return await self.store.find(service.submission_id)
+
+    async def retry(
+        self,
+        service: Service,
+        job: Job,
+        changes: Sequence[Mapping[str, Any]],
+        *,
+        actor: str,
+        idempotency_key: str | None = None,
+    ) -> tuple[Service, Job]:
+        """Start a service like one that has failed, with some values of its config changed; the last change wins.
+
+        Raises what `start` raises, Conflict when it has not failed, Invalid where its secrets are gone.
+        """
+        if not failed(service, job):
+            raise Conflict(
+                f"service {service.id or service.submission_id} has not failed; only one that did can be started "
+                "again so. POST /api/v1/services starts another one"
+            )
+        if slot := plan_of(service).slot:
+            raise Conflict(f"the slot {slot!r} starts its models itself: POST /slots/{slot}/switch")
+        recipe = self.recipes.find(service.recipe_name)
+        config: Mapping[str, Any] = service.config
+        for change in changes:
+            config = amended(config, change, recipe)
+        config = self._unmasked(config, service, job)
+        return await self.start(service.recipe_name, config, actor=actor, idempotency_key=idempotency_key)
+
+    def _unmasked(self, config: Mapping[str, Any], service: Service, job: Job) -> Mapping[str, Any]:
+        """A config with those secrets of `service` in it that were not changed. Raises Invalid where they are gone."""
+        own = secrets_of(service.config)
+        names = [name for name, value in secrets_of(config).items() if value == MASK == own.get(name)]
+        if not names:
+            return config
+        values = self._kept(job, names, f"send them again as changes.environment, here {names[0]}")
+        return {**config, "environment": {**config["environment"], **values}}
 
     async def _afford(self, service: Service) -> None:
         """Raises Conflict when a budget is spent on which the service would draw."""
@@ -202,16 +239,17 @@ class Services:
 
     def _given(self, service: Service, job: Job) -> dict[str, str]:
         """The user's own secrets, which only the folder of an earlier job has. Raises Invalid where they are gone."""
-        names = secrets_of(service.config).keys()
-        if not names:
-            return {}
+        return self._kept(job, list(secrets_of(service.config)), "start the service again")
+
+    def _kept(self, job: Job, names: Sequence[str], next_step: str) -> dict[str, str]:
+        """Secrets out of the folder of a job. Raises Invalid where they are gone."""
         try:
-            kept = self.folder(job.submission_id).read_secrets()
+            kept = self.folder(job.submission_id).read_secrets() if names else {}
             return {name: kept[name] for name in names}
         except (OSError, KeyError) as exc:
             raise Invalid(
                 f"the values of {', '.join(names)} are not in the run folder of the job before it any more ({exc}); "
-                "start the service again"
+                f"{next_step}"
             ) from exc
 
     async def rehearse(self, script: str) -> Rehearsal:

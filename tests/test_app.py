@@ -36,7 +36,7 @@ NULL_FOR_ONE = (
 )  # fmt: skip
 SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", "stale_since", *NULL_FOR_ONE}
 DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "job", "next_job", "handovers"}
-DETAIL |= {"idle_timeout", "last_activity", "idle_shutdown_at"}
+DETAIL |= {"diagnosis", "idle_timeout", "last_activity", "idle_shutdown_at"}
 
 
 class Client:

@@ -67,6 +67,7 @@ POINTS = {"points": [{"id": 2, "vector": [0.5, 1], "payload": {"title": "Ulysses
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/services"): {"recipe_name": "vllm-single-node"},
     ("POST", "/services/start"): {"recipe_name": "vllm-single-node"},
+    ("POST", "/retry"): {"changes": {"max_model_len": 512}},
     ("POST", "/preflight"): {"model": "Qwen/Qwen2.5-7B-Instruct"},
     ("POST", "/switch"): {"model": ASLEEP},
     ("POST", "/status"): {"status": "cancelled"},
@@ -194,7 +195,7 @@ def real(half: str, method: str, path: str) -> dict[str, str]:
     """What the parameters of a path may be for the operation to succeed."""
     changes = method == "DELETE" or path.endswith("/stop/{service_id}") or (method, path[-7:]) == ("POST", "/status")
     collection = "made" if path.endswith("/{collection}") and method != "GET" else COLLECTION
-    service = QDRANT if "/vector-db/" in path else PENDING if changes else VLLM
+    service = QDRANT if "/vector-db/" in path else PENDING if changes else ENDED if path.endswith("/retry") else VLLM
     group = PENDING_GROUP if changes else GROUP
     values = {
         "service_id": service,

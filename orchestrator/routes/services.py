@@ -5,9 +5,10 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
 from starlette.responses import StreamingResponse
 
-from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, end, find
+from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, diagnosis_of, end, find
 from orchestrator.errors import BadRequest, Conflict, Invalid
 from orchestrator.logs import follow, tail
 from orchestrator.models import Job, Service, ServiceStatus
@@ -31,6 +32,14 @@ router = APIRouter(tags=["services"], route_class=StrictRoute)
 internal = APIRouter(tags=["services"], route_class=StrictRoute)
 
 ServiceId = Annotated[str, Path(description="The id of a service.", examples=["3652098"])]
+
+
+class RetryRequest(BaseModel):
+    """`changes` is a part of a `config`: a value in it takes the place of the one that the failed service had."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    changes: dict[str, Any] = {}
 
 
 @router.post("/services", summary="Start a service from a recipe")
@@ -82,10 +91,33 @@ async def _chosen(
 
 @router.get("/services/{service_id}", summary="Show a service")
 async def show_service(app: App, service_id: ServiceId) -> ServiceDetail:
-    """With its endpoint, its job, what it waits for and when it will end."""
+    """With its endpoint, its job, what it waits for and when it will end; where it failed, why (`diagnosis`)."""
     wanted = await find(app, service_id)
     following = wanted.service.next_job
-    return service_detail(app, wanted, await app.store.job(following) if following else None)
+    successor = await app.store.job(following) if following else None
+    return service_detail(app, wanted, successor, await diagnosis_of(app, wanted))
+
+
+@router.post("/services/{service_id}/retry", summary="Start a failed service again, changed as its diagnosis says")
+async def retry_service(
+    app: App,
+    actor: Actor,
+    key: IdempotencyKey,
+    service_id: ServiceId,
+    more: Annotated[RetryRequest | None, Body(examples=[{"changes": {"gpu_memory_utilization": 0.8}}])] = None,
+) -> ServiceShape:
+    """A new service with the same recipe and `config`, but for the `changes` of its diagnosis and yours, which win.
+
+    The record of the one that failed stays. 409 where it has not failed.
+    """
+    wanted = await find(app, service_id)
+    if wanted.port is not None:
+        raise Conflict(f"{wanted.id} is a replica; only its group can be started again: {public_id(wanted.service)}")
+    diagnosis = await diagnosis_of(app, wanted)
+    changes = [diagnosis.changes if diagnosis else {}, more.changes if more else {}]
+    service, job = await app.services.retry(wanted.service, wanted.job, changes, actor=actor, idempotency_key=key)
+    app.watcher.wake()
+    return service_shape(app, service, job)
 
 
 @router.get("/services/{service_id}/status", summary="Show a service's status")

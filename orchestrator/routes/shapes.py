@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from orchestrator.deps import Orchestrator, Wanted
+from orchestrator.diagnosis import Diagnosis
 from orchestrator.groups import GroupStatus, ReplicaStatus, ReplicaView, is_group, views
 from orchestrator.models import Job, Service, ServiceStatus
 from orchestrator.schedulers.slurm import hostnames
@@ -93,10 +94,12 @@ class ServiceDetail(ServiceShape):
 
     `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
     `idle_timeout` is in minutes; `idle_shutdown_at` is null for never, and while a request is open.
+    `diagnosis` is of one that failed, or of which a replica does not come up; null otherwise.
     """
 
     endpoint: str | None
     reason: str
+    diagnosis: Diagnosis | None
     nodes: list[str]
     model: str | None
     started_at: datetime | None
@@ -397,7 +400,9 @@ def replica_shape(replica: ReplicaView) -> dict[str, Any]:
     }
 
 
-def service_detail(app: Orchestrator, wanted: Wanted, successor: Job | None) -> ServiceDetail:
+def service_detail(
+    app: Orchestrator, wanted: Wanted, successor: Job | None, diagnosis: Diagnosis | None
+) -> ServiceDetail:
     """`successor`: the last job that was to take over."""
     service, job = wanted.service, wanted.job
     shape = service_shape(app, service, job).model_dump()
@@ -410,6 +415,7 @@ def service_detail(app: Orchestrator, wanted: Wanted, successor: Job | None) -> 
         **shape,
         endpoint=endpoint_of(app, service, wanted.port),
         reason=reason_of(app, service, job, successor),
+        diagnosis=diagnosis,
         nodes=list(hostnames(job.nodes)),
         model=plan_of(service).served_model_name,
         started_at=job.started_at,

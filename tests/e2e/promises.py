@@ -220,6 +220,32 @@ def check_replicas(call: Call, shown: dict[str, Any], config: dict[str, Any], re
     assert [replica["port"] for replica in replicas] == [first + n for n in range(count)]
 
 
+def broken(call: Call) -> None:
+    """The service's engine ends, and the service with it."""
+    call.api.http.post(f"/api/v1/vllm/{call.id}/prompt", json={"prompt": "please die now"})
+    wait_for(lambda: call.api.status(call.id) == "failed", "the service has failed")
+    diagnosis = call.api.show(call.id)["diagnosis"]
+    assert (diagnosis["name"], diagnosis["changes"]) == ("unknown", {})
+    assert "exit code 9" in diagnosis["sentence"]
+
+
+def retried(call: Call, answer: Answer) -> None:
+    """A new service like the failed one, but for what was asked to be changed."""
+    shown, before = answer.json(), call.api.show(call.id)
+    try:
+        assert shown["id"] != call.id
+        assert (shown["recipe_name"], shown["config"]) == (
+            before["recipe_name"],
+            before["config"] | call.asked["changes"],
+        )
+        call.api.until(shown["id"], "running")
+        ((words, _),) = engines_of(call.cluster, shown["id"])
+        assert words[words.index("--max-model-len") + 1] == str(call.asked["changes"]["max_model_len"])
+    finally:
+        call.api.cancel(shown["id"])
+    assert before["status"] == "failed"
+
+
 def ended(call: Call, service_id: str) -> None:
     """The service is cancelled, its record is kept, and Slurm has ended the job."""
     assert call.api.status(service_id) == "cancelled"
@@ -839,6 +865,7 @@ PROMISES = {
     "GET /api/v1/services/{id}/metrics": Promise(service_metrics, LLM),
     "GET /api/v1/services/{id}/status": Promise(status, LLM),
     "POST /api/v1/services/{id}/status": Promise(cancelled, LLM, ends=True),
+    "POST /api/v1/services/{id}/retry": Promise(retried, ("vllm",), ends=True, before=broken),
     "POST /api/v1/services/{id}/activity": Promise(activity, (*LLM, *GROUP, *QDRANT)),
     "GET /api/v1/services/{id}/costs": Promise(service_costs, (*LLM, *GROUP, *QDRANT)),
     "GET /api/v1/costs": Promise(costs),
