@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from gateway.console.commands import commands
 from orchestrator import __version__
 
 Config = Annotated[
@@ -12,7 +13,7 @@ Config = Annotated[
 ]
 
 app = typer.Typer(
-    name="sluice", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="sluice", no_args_is_help=True, pretty_exceptions_enable=False,
     help="Your cluster's models at http://localhost:8001.",
 )  # fmt: skip
 
@@ -22,6 +23,7 @@ keys = typer.Typer(
     help="API keys: who may use the gateway, or with --orchestrator the orchestrator's TCP port.",
 )  # fmt: skip
 app.add_typer(keys)
+app.add_typer(commands)
 
 Name = Annotated[str, typer.Argument(help="What the key is called: the program or person that gets it.")]
 File = Annotated[Path | None, typer.Option(metavar="FILE", help="The file of keys, in place of the gateway's.")]

@@ -17,8 +17,8 @@ from orchestrator.keys import Key, Keys, Scope, hash_of, now
 from orchestrator.settings import SettingsError, explain, read_toml
 from orchestrator.settings import read_settings as read_orchestrator_settings
 
-__all__ = ["Settings", "SettingsError", "cache_folder", "environment_of_a_child", "is_loopback", "is_public", "keys_of",
-           "keys_path", "read_settings"]  # fmt: skip
+__all__ = ["Settings", "SettingsError", "address", "cache_folder", "environment_of_a_child", "is_loopback", "is_public",
+           "keys_of", "keys_path", "read_settings"]  # fmt: skip
 
 
 # Ends of names that mean something on this machine or behind its own router only (RFC 6761, 6762, 8375, and ICANN's
@@ -42,6 +42,7 @@ class Settings(BaseSettings):
     # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal. One that others can
     # know, such as myhost.tailnet.ts.net, is that of a proxy which brings their requests: that wants a key.
     allowed_hosts: Annotated[list[str], NoDecode] = []
+    url: str | None = None  # where `sluice ps` and the like find the gateway; None: at the port above, on this machine
     cluster: str | None = None  # a Host of the SSH configuration; None: the orchestrator of this machine
     # Who speaks SSH: asyncssh in this process, or the system's ssh beside it, which honours all of your configuration.
     transport: Literal["asyncssh", "openssh"] = "asyncssh"
@@ -62,7 +63,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
 
-    @field_validator("api_key", "admin_api_key", "cluster", mode="before")
+    @field_validator("api_key", "admin_api_key", "cluster", "url", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -77,6 +78,13 @@ class Settings(BaseSettings):
     def _cluster_is_a_name(cls, value: str | None) -> str | None:
         if value is not None and (value.startswith("-") or any(char.isspace() for char in value)):
             raise ValueError("it must be one Host of your SSH configuration, what you would type behind `ssh`")
+        return value
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_one(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("it begins with http:// or https://")
         return value
 
     @property
@@ -145,6 +153,18 @@ def _check_names(settings: Settings, keys: Keys) -> None:
         )
 
 
+def address(config: Path | None = None) -> tuple[str, str | None]:
+    """The gateway's base URL, and the key for it or None: of the commands that talk to one. Raises SettingsError.
+
+    A gateway that listens on all addresses is asked on loopback.
+    """
+    settings = _given(config)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)
+    url = settings.url or f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    key = settings.api_key or settings.admin_api_key
+    return url, None if key is None else key.get_secret_value()
+
+
 def is_public(name: str) -> bool:
     """True for a name or an address that may mean this machine elsewhere too, also in a tailnet."""
     return ("." in name or ":" in name) and not is_loopback(name) and not name.lower().endswith(_PRIVATE)
@@ -171,15 +191,19 @@ def keys_of(settings: Settings) -> Keys:
 
 
 def _read(config: Path | None) -> Settings:
-    path = config or (Path(named) if (named := os.environ.get("GATEWAY_CONFIG")) else None)
-    values = read_toml(path) if path else {}
-    try:
-        settings = Settings(**(values | {"config": path} if path else values))
-    except ValidationError as exc:
-        raise SettingsError(explain(exc, "GATEWAY_", path)) from exc
+    settings = _given(config)
     if settings.cluster is None and settings.local_socket is None:
         return settings.model_copy(update={"local_socket": read_orchestrator_settings().socket_path})
     return settings
+
+
+def _given(config: Path | None) -> Settings:
+    path = config or (Path(named) if (named := os.environ.get("GATEWAY_CONFIG")) else None)
+    values = read_toml(path) if path else {}
+    try:
+        return Settings(**(values | {"config": path} if path else values))
+    except ValidationError as exc:
+        raise SettingsError(explain(exc, "GATEWAY_", path)) from exc
 
 
 def is_loopback(host: str) -> bool:

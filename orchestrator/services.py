@@ -265,6 +265,12 @@ class Services:
                 raise not_written(Path(tempfile.gettempdir()), exc) from exc
             return await self.scheduler.rehearse(path)
 
+    def rendered(self, recipe_name: str, config: Mapping[str, Any]) -> str:
+        """The script that `start` would submit, for a job of its own. Raises as `start` does; nothing is recorded."""
+        recipe = self.recipes.find(recipe_name)
+        plan = resolve(recipe, config, self.settings.site, idle_minutes=self.settings.idle_minutes)
+        return self.script_of(recipe, plan, new_submission_id())
+
     def script_of(self, recipe: Recipe, plan: Plan, submission_id: str) -> str:
         """The script of one job. Raises Invalid for a value that cannot stand in it, else SettingsError."""
         return render(recipe, plan, self.settings.site, self._target(submission_id))

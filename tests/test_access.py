@@ -47,7 +47,8 @@ ASK = (
 START_AND_END = (
     "/api/v1/services", "/api/services", "/api/services/start", "/api/services/stop/1", "/api/v1/services/1",
     "/api/v1/services/1/status", "/api/v1/service-groups/1", "/api/service-groups/1/status", "/jobs",
-    "/api/v1/services/1/retry", "/jobs/job_1/result", "/api/v1/jobs", "/jobs/job_1/cancel/more",
+    "/api/v1/render", "/api/render", "/api/v1/services/1/retry",
+    "/jobs/job_1/result", "/api/v1/jobs", "/jobs/job_1/cancel/more",
     "/api/v1/vector-db/1/qdrant/collections/b/snapshots", "/api/v1/vector-db/1/qdrant/snapshots",
     "/api/v1/vector-db/1/qdrant/collections/b/snapshots/recover", "/api/services/vector-db/1/qdrant/cluster/recover",
 )  # fmt: skip

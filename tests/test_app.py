@@ -36,7 +36,7 @@ NULL_FOR_ONE = (
 )  # fmt: skip
 SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", "stale_since", *NULL_FOR_ONE}
 DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "job", "next_job", "handovers"}
-DETAIL |= {"diagnosis", "idle_timeout", "last_activity", "idle_shutdown_at"}
+DETAIL |= {"diagnosis", "idle_timeout", "last_activity", "idle_shutdown_at", "estimated_start"}
 
 
 class Client:
@@ -158,10 +158,11 @@ def test_a_service_is_listed_shown_and_has_a_status(client: Client, ready: str, 
 
 def test_a_service_says_what_it_waits_for(queued: Client, slurm: FakeSlurm) -> None:
     queued.start()
-    slurm.change("100", reason="AssocGrpGRES")
+    slurm.change("100", reason="AssocGrpGRES", starttime="1795274073")
     look(queued)
     shown = queued.get("/api/v1/services/100")
     assert (shown["status"], shown["reason"], shown["endpoint"]) == ("pending", "AssocGrpGRES", None)
+    assert (shown["estimated_start"], shown["started_at"]) == ("2026-11-21T15:14:33Z", None)
     slurm.change(
         "100", state="RUNNING", reason="None", nodelist="node[1-2]", starttime="1795274373", endtime="1795274973"
     )
@@ -169,6 +170,7 @@ def test_a_service_says_what_it_waits_for(queued: Client, slurm: FakeSlurm) -> N
     shown = queued.get("/api/v1/services/100")
     assert (shown["status"], shown["nodes"]) == ("configuring", ["node1", "node2"])
     assert (shown["started_at"], shown["ends_at"]) == ("2026-11-21T15:19:33Z", "2026-11-21T15:29:33Z")
+    assert shown["estimated_start"] is None
     slurm.change("100", state="FAILED", reason="NonZeroExitCode", exit_code="1792")
     look(queued)
     shown = queued.get("/api/v1/services/100")

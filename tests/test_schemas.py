@@ -69,6 +69,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/services/start"): {"recipe_name": "vllm-single-node"},
     ("POST", "/retry"): {"changes": {"max_model_len": 512}},
     ("POST", "/preflight"): {"model": "Qwen/Qwen2.5-7B-Instruct"},
+    ("POST", "/render"): {"recipe_name": "vllm-single-node"},
     ("POST", "/switch"): {"model": ASLEEP},
     ("POST", "/status"): {"status": "cancelled"},
     ("POST", "/power/on"): {"wait_for_health": True, "health_path": "/health", "health_port": 8001},

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from orchestrator.deps import App
 from orchestrator.errors import Invalid
 from orchestrator.preflight import Known, Report, preflight
+from orchestrator.routes.shapes import StartRequest
 from orchestrator.routes.strict import StrictRoute
 from orchestrator.verdict import Level
 
@@ -158,6 +159,18 @@ async def look(app: App, wanted: PreflightRequest) -> PreflightReport:
     config = _with_model(wanted)
     report = await preflight(app.services, app.hub, known, wanted.recipe_name, config, wanted.gpu_memory_gb)
     return PreflightReport.of(report)
+
+
+class Rendered(BaseModel):
+    """`script` is for a job of its own; secrets are not in it, they are in a file beside it."""
+
+    script: str
+
+
+@router.post("/render", summary="Show the script of a service that is not started")
+async def render(app: App, wanted: StartRequest) -> Rendered:
+    """The batch script that `POST /services` would submit with the same body. Submits and records nothing."""
+    return Rendered(script=app.services.rendered(wanted.recipe_name, wanted.config))
 
 
 def _with_model(wanted: PreflightRequest) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class JobShape(BaseModel):
 
 class ServiceDetail(ServiceShape):
     """A service and what it waits for. `reason` is in words; `endpoint` is null until the engine answers.
+    `estimated_start` is the scheduler's, of a job in the queue; null where it gives none.
 
     `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
     `idle_timeout` is in minutes; `idle_shutdown_at` is null for never, and while a request is open.
@@ -102,6 +103,7 @@ class ServiceDetail(ServiceShape):
     diagnosis: Diagnosis | None
     nodes: list[str]
     model: str | None
+    estimated_start: datetime | None
     started_at: datetime | None
     ends_at: datetime | None
     job: JobShape
@@ -418,6 +420,7 @@ def service_detail(
         diagnosis=diagnosis,
         nodes=list(hostnames(job.nodes)),
         model=plan_of(service).served_model_name,
+        estimated_start=None if job.state.runs or job.state.ended else app.watcher.estimates.get(job.name),
         started_at=job.started_at,
         ends_at=job.ends_at,
         job=job_shape(job),

@@ -561,6 +561,18 @@ def one_model(call: Call, answer: Answer) -> None:
     assert told["size_gb"] == round(told["size_bytes"] / 1e9, 2) > 0
 
 
+def rendered(call: Call, answer: Answer) -> None:
+    """The script asks for what the config wants, bash can read it, and nothing is submitted."""
+    before = {service["id"] for service in call.api.get("/api/v1/services")}
+    script, config = answer.json()["script"], call.asked["config"]
+    assert script.startswith("#!/bin/bash\n#SBATCH ")
+    assert f"#SBATCH --time={config['time_limit']}\n" in script
+    assert config["model"] in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=False, timeout=20).returncode == 0
+    call.run()
+    assert {service["id"] for service in call.api.get("/api/v1/services")} == before
+
+
 def looked_at(call: Call, answer: Answer) -> None:
     """The real Slurm says when it would start, and has nothing of it afterwards."""
     told, before = answer.json(), {service["id"] for service in call.api.get("/api/v1/services")}
@@ -847,6 +859,7 @@ PROMISES = {
     "POST /slots/{name}/switch": Promise(switched),
     "GET /api/v1/services/{id}/v1/models": Promise(openai_models, LLM),
     "POST /api/v1/preflight": Promise(looked_at),
+    "POST /api/v1/render": Promise(rendered),
     "GET /api/v1/recipes": Promise(recipes),
     "GET /api/v1/recipes/{name}": Promise(recipe),
     "GET /api/v1/recipes/{category}/{name}": Promise(recipe),
