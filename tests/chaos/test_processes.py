@@ -1,27 +1,47 @@
 """The two processes themselves: replaced under traffic, and started twice."""
 
 import dataclasses
+import shutil
 import time
+from pathlib import Path
 
 import pytest
 
+from orchestrator import __version__
+from orchestrator.database import HEAD
 from tests.chaos.conftest import Figures
 from tests.chaos.test_link import unanswered
 from tests.chaos.traffic import getting, prompting, streaming, traffic
 from tests.e2e.deployment import Api, Deployment, laptop_api, wait_for
 from tests.e2e.test_lifecycle import small
+from tests.test_migrations import NEXT
 
 pytestmark = pytest.mark.chaos
 
 UPGRADES = 3
+LATER = f"{__version__}.post1"
+
+
+def next_release(deployment: Deployment) -> Path:
+    """What a user installs in the place of this one: another version, whose database has a revision more."""
+    site = deployment.cluster.root / "later"
+    shutil.copytree(deployment.site, site)
+    package = site / "orchestrator"
+    (package / "migrations/versions/9999_next.py").write_text(NEXT.format(head=HEAD, then="pass"))
+    for file, old, new in (("__init__.py", __version__, LATER), ("database.py", f'HEAD = "{HEAD}"', 'HEAD = "9999"')):
+        text = (package / file).read_text()
+        assert text.count(old) == 1
+        (package / file).write_text(text.replace(old, new))
+    return site
 
 
 @pytest.mark.timeout(180)
 def test_the_orchestrator_is_upgraded_under_traffic(api: Api, deployment: Deployment, figures: Figures) -> None:
-    """Ended by SIGTERM and started again."""
+    """Ended by SIGTERM and started again, as the next release from the first time on."""
     service_id = str(api.start("vllm-single-node", small())["id"])
     api.until(service_id, "running")
-    away, ended = [], []
+    away, ended, later = [], [], next_release(deployment)
+    assert api.get("/health")["orchestrator"]["version"] == __version__
     with (
         traffic(getting(f"/api/v1/services/{service_id}/status")) as looked,
         traffic(prompting(service_id, "delay 0.03 hello")) as prompted,
@@ -32,6 +52,7 @@ def test_the_orchestrator_is_upgraded_under_traffic(api: Api, deployment: Deploy
             began = time.monotonic()
             deployment.stop_orchestrator()
             ended.append(time.monotonic() - began)
+            deployment.site = later
             deployment.start_orchestrator()
             away.append(wait_for(lambda: looked.outcomes[-1].word == prompted.outcomes[-1].word == "ok", "it serves"))
         api.until(service_id, "running")
@@ -50,6 +71,7 @@ def test_the_orchestrator_is_upgraded_under_traffic(api: Api, deployment: Deploy
         SIGTERM_to_end_s=max(ended),
         serves_again_s=max(away),
     )
+    assert api.get("/health")["orchestrator"]["version"] == LATER
     assert unanswered(requests) == []
     assert generated == len(reached), "the engine has answered another number of requests than were sent"
     assert "truncated" not in streamed.words() and {"shown", "broken"} & set(streamed.words()), "a cut stream shows it"
