@@ -54,7 +54,7 @@ NAMES = {
     "path.file_id": MORE_FILES[:1],  # which may be deleted
     "path.batch_id": [BATCH],
     "body.input_file_id": [FILE],
-    "body.model": [SERVED, ASLEEP],
+    "body.model": [SERVED],  # a stream for one that sleeps waits as long as it takes
     "query.architecture": ["Qwen2ForCausalLM"],
     "query.recipe": ["qdrant", "vllm-single-node"],
     "body.recipe_name": [recipe for recipe, _ in STARTS],
