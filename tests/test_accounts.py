@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,9 @@ def test_an_idle_service_ends_but_not_within_a_stream(tmp_path: Path) -> None:
         assert answer.status_code == 200 and "data: [DONE]" in answer.text
         assert client.status(service_id) == "running"
         asyncio.run(until(lambda: client.status(service_id) == "cancelled"))
-        events = client.get("/api/audit", subject=service_id, actor="idle")
+        audit = partial(client.get, "/api/audit", subject=service_id, actor="idle")
+        asyncio.run(until(lambda: len(audit()) == 3))  # the scheduler is told first
+        events = audit()
         assert [e["event"] for e in events] == ["service.cancelled", "service.idle_shutdown", "service.idle_warning"]
         idle = (datetime.fromisoformat(events[1]["ts"]) - answered_at).total_seconds()
         assert 5.5 < idle < 9, idle

@@ -68,9 +68,7 @@ class Services:
         return self.http.post(f"/api/v1/vllm/{service_id}/prompt", json={"prompt": prompt, **more}).json()
 
     def folder(self, service_id: str) -> Path:
-        (found,) = (
-            p.parent for p in self.root.glob("home/runs/*/claim") if (p / "job").read_text() == f"{service_id}\n"
-        )
+        (found,) = (p.parent for p in self.root.glob("home/runs/*/claim") if p.read_text() == f"{service_id}\n")
         return found
 
 

@@ -133,7 +133,8 @@ def test_gguf(engine: str, version: str | None, level: Level) -> None:
 ASK_VLLM = """
 import json, vllm
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, get_quantization_config
-methods = [method for method in QUANTIZATION_METHODS if method in json.loads(input())]
+asked = json.loads(input())
+methods = [method for method in QUANTIZATION_METHODS if method in asked]
 print(json.dumps([vllm.__version__, {name: get_quantization_config(name).get_min_capability() for name in methods}]))
 """
 

@@ -10,6 +10,7 @@ from tests.fuzz.target import Target
 _ROWS = (
     "8~sluice-cancel~CANCELLED~None~node1~1795274371~1795274373~1795274375~15~0~",
     "7~sluice-held~PENDING~JobHeldUser~~1795274371~N/A~N/A~0~0~",
+    "9~sluice-soon~PENDING~Priority~~1795274371~1795279999~1795280999~0~0~",
     "4~sluice-both~RUNNING~None~node[1-2]~1795274371~1795274373~1795274973~0~0~",
     "13~sluice-b~CANCELLED by 1000~None~node1~1795274371~1795274373~1795274400~0:15",
     "15~sluice-d~TIMEOUT~TimeLimit~None assigned~1795274371~Unknown~Unknown~0:0",
@@ -34,12 +35,13 @@ def _check(job: JobInfo) -> None:
     assert job.state not in (JobState.SUBMITTING, JobState.LOST), job
     assert (job.exit_code is None or job.state.ended) and (job.exit_code or 0) >= 0, job
     assert (job.ends_at if job.state.ended else job.ended_at) is None, job
+    assert job.starts_at is None or (job.state is JobState.PENDING and job.started_at is None), job
     assert parse_squeue_line(_written(job)) == job, job
 
 
 def _written(job: JobInfo) -> str:
     """A line of squeue that says the same."""
-    times = (job.submitted_at, job.started_at, job.ends_at or job.ended_at)
+    times = (job.submitted_at, job.started_at or job.starts_at, job.ends_at or job.ended_at)
     submitted, started, ends = ("N/A" if time is None else str(int(time.timestamp())) for time in times)
     code = "" if job.exit_code is None else f"{job.exit_code}:0"
     head = job.job_id, job.name, job.state.value, job.reason, job.nodes
