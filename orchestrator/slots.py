@@ -213,14 +213,17 @@ class Slot:
     async def run(self) -> None:
         """Turn after turn, until cancelled."""
         while True:
+            resting: float | None = _RESTING_SECONDS
             try:
                 await self.turn()
+                if self.phase is Phase.EMPTY:
+                    resting = None  # it stays so until somebody asks: nothing else starts a service of this slot
             except Exception:
                 # The top of the loop: a turn that failed must not end the service of the slot.
                 log.exception("a turn of the slot %s failed", self.name)
             busy = self.phase in (Phase.LOADING, Phase.LEAVING) or self._wanted or self.wish is not None
             try:
-                async with asyncio.timeout(TURN_SECONDS if busy else _RESTING_SECONDS):
+                async with asyncio.timeout(TURN_SECONDS if busy else resting):
                     await self._changed.wait()
                 await asyncio.sleep(0)  # whoever has come at the same moment is seen by the same turn
             except TimeoutError:

@@ -92,6 +92,7 @@ def serve(home: Home) -> Serve:
         path.write_text(json.dumps(listed))
         home.variables |= {
             "ORCHESTRATOR_MODELS": str(path), "ORCHESTRATOR_POLL_SECONDS": "0.2", "ORCHESTRATOR_DRAIN_SECONDS": "5",
+            "ORCHESTRATOR_GRACE_SECONDS": "2",  # a kill may come between the record of a job and its submission
             **variables,
         }  # fmt: skip
         home.serve()
