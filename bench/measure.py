@@ -13,7 +13,7 @@ from typing import Any
 from bench import native
 from bench.chains import Chain, first_answer
 from bench.parts import MODEL, Place
-from bench.processes import BESIDE, busy_seconds, on_core, resident_megabytes, run_seconds, tree
+from bench.processes import BESIDE, busy_seconds, of_program, on_core, resident_megabytes, run_seconds, tree
 
 Figures = dict[str, float]
 _WARM_SECONDS = 0.3
@@ -73,7 +73,7 @@ class Meter:
                 if line.startswith("{"):
                     report = json.loads(line)
                 else:
-                    seen.append((self._clocks(), busy_seconds(), run_seconds(tree(os.getpid()))))
+                    seen.append((self._clocks(), busy_seconds(), _own_seconds()))
         if not report or len(seen) != 2:
             raise WrongAnswers(f"the driver ended with status {process.returncode} and without a report")
         (before, busy, own), (after, busy_after, own_after) = seen
@@ -86,6 +86,11 @@ class Meter:
 
     def resident(self, when: str) -> Figures:
         return {f"rss_{when}/{part}": resident_megabytes(pids()) for part, pids in self.chain.parts.items()}
+
+
+def _own_seconds() -> float:
+    """Of all that belongs to this run, engines too that are an orchestrator's jobs and so nobody's children."""
+    return run_seconds({*tree(os.getpid()), *of_program(native.replica().resolve())})
 
 
 def measured(chain: Chain, place: Place, direct: Chain, length: Length) -> Figures:

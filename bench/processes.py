@@ -75,6 +75,16 @@ def tree(pid: int) -> list[int]:
     return found
 
 
+def of_program(program: Path) -> list[int]:
+    """The processes that run this file, whoever their parent is now: an orchestrator that has ended leaves its jobs."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/exe"):
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            if link.readlink() == program:
+                found.append(int(link.parent.name))
+    return found
+
+
 def run_seconds(pids: Iterable[int]) -> float:
     """How long the scheduler has let them run, by its own clock: all their threads that live."""
     total = 0
