@@ -18,7 +18,8 @@ demo: setup
 test: check
 	tests/prepare
 	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm and not chaos"
-	$(BIN)/pytest -m "system or cluster or vllm or chaos"
+	$(BIN)/pytest -q -n auto --dist worksteal -m beside
+	$(BIN)/pytest -m "(system or cluster or vllm or chaos) and not beside"
 
 check: setup
 	$(BIN)/ruff format --check $(SOURCES)

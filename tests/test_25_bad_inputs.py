@@ -19,7 +19,7 @@ from tests.halves import COLLECTION, ENDED, PENDING, QDRANT, VLLM, Halves, halve
 from tests.orchestrating import until
 from tests.test_bad_input import CHUNKED, JSON_BODY, Door, read_answer, request, send_until_refused
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 START = "/api/v1/services"
 PROMPT = f"/api/v1/vllm/{VLLM}/prompt"

@@ -25,7 +25,7 @@ from orchestrator.settings import Settings
 from tests.fake_slurm import FakeSlurm
 from tests.orchestrating import RECIPE, fake_engine_site, until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 JSON = dict[str, Any]
 CPU: JSON = {"resources": {"gpu": None, "cpu": 1, "memory": "1G"}}

@@ -19,7 +19,7 @@ from orchestrator.wire.http1 import MOST_HEAD
 from tests.halves import BATCH, COLLECTION, ENDED, FILE, GROUP, JOB, PENDING, QDRANT, SLOT, VLLM, Halves, halves
 from tests.renting import CONTROL
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 OPENAPI = Path(__file__).parents[1] / "openapi"
 COLLECTIONS = f"/api/v1/vector-db/{QDRANT}/collections"

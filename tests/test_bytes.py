@@ -11,7 +11,7 @@ from tests.echo_engine import FRAMINGS, digest, kind_of, said
 from tests.gateway.sshd import BINARY
 from tests.test_quirks import absent
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.beside, pytest.mark.timeout(120)]
 
 MODEL = "org/echo"
 PATHS = sorted(path.decode() for path in INFERENCE)

@@ -14,7 +14,7 @@ from tests.clients.place import Place, place, wait
 from tests.gateway.sshd import BINARY
 from tests.test_quirks import absent
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.beside, pytest.mark.timeout(120)]
 
 MODEL = "org/fake"
 SDKS = [client for client in environments.ALL if client not in ("curl", "ai-sdk")]

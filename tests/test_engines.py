@@ -17,7 +17,7 @@ from orchestrator.schedulers.local import Local
 from orchestrator.settings import Engine, Settings, Site
 from tests.orchestrating import until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 HERE = Path(__file__).parent
 CPU = {"gpu": None, "cpu": 1, "memory": "1G"}

@@ -21,7 +21,7 @@ from orchestrator.settings import Settings, SettingsError, Site
 from tests.fake_hub import TOKEN, FakeHub, Mood, fake_hub, model
 from tests.orchestrating import Clock, fake_engine_site
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 JSON = dict[str, Any]
 QWEN = "Qwen/Qwen2.5-7B-Instruct"

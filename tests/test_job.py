@@ -29,7 +29,7 @@ from orchestrator.runs import RunFolder
 from orchestrator.script import Target, render
 from orchestrator.settings import Engine, Site
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 BOOK = RecipeBook([builtin_recipes()])
 VLLM = BOOK.find("vllm-single-node")

@@ -33,7 +33,7 @@ from tests.checkpoints import (
 from tests.fake_hub import FakeHub, fake_hub, model
 from tests.fake_slurm import FakeSlurm
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 QWEN, FP8, NVFP4, GATED = "Qwen/Qwen2.5-7B-Instruct", "some/Llama-FP8", "some/Llama-NVFP4", "some/gated"
 GGUF, HALVES, ADAPTER, OWN_CODE = "some/model-GGUF", "some/float32", "some/adapter", "some/own-code"

@@ -17,7 +17,7 @@ from tests.clients.place import Place, place
 from tests.gateway.sshd import BINARY
 from tests.quirks_engine import BROKEN, HARMLESS, HUGE, TEXT
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.beside, pytest.mark.timeout(180)]
 
 MODEL = "org/quirks"
 STATUSES = {"html": 500, "too_many": 429, "unavailable": 503, "overloaded": 529, "flat": 400,

@@ -37,7 +37,7 @@ from tests.halves import (
 from tests.renting import CONTROL
 from tests.unix_http import UnixAdapter
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 OPENAPI = Path(__file__).parents[1] / "openapi"
 SECONDS = 10  # for one answer

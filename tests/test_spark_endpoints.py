@@ -14,7 +14,7 @@ import pytest
 from tests.test_process import Home, a_home
 from tests.test_slots import client, engines, model
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.beside, pytest.mark.timeout(120)]
 
 PRIMARY, SECONDARY = "qwen3-32b-nvfp4", "llama4-scout-17b-nvfp4"
 CHAT = {"model": "local", "messages": [{"role": "user", "content": "Hallo"}]}

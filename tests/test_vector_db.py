@@ -42,6 +42,7 @@ SERVE = REPOSITORY / "recipes/vector-db/qdrant-embedded/serve.py"
 # Local mode says once in a process that it ignores an index.
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.beside,
     pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning"),
 ]
 
