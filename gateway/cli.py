@@ -92,6 +92,21 @@ def demo(
     raise typer.Exit(main(once=once, question=question, port=port))
 
 
+@app.command()
+def doctor(
+    alias: Annotated[
+        str | None, typer.Argument(metavar="ALIAS", help="The cluster, as in `ssh ALIAS`; that of the settings.")
+    ] = None,
+    login: Annotated[bool, typer.Option("--login", help="Log in, and be asked what the site wants to know.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    url: Annotated[str | None, typer.Option(metavar="URL", help="The gateway, in place of this machine's.")] = None,
+) -> None:
+    """Look at every link of the chain, from this machine to the engines, and say how to mend what is broken."""
+    from gateway.doctor.command import main
+
+    raise typer.Exit(main(alias, login=login, as_json=json, url=url))
+
+
 @keys.command("create")
 def create_key(
     name: Name,

@@ -74,6 +74,7 @@ class Kept:
         self._now = now
         self._terminal = terminal or Terminal()
         self._asked = False  # a person, since the connection was up
+        self.wants_person = False  # the last login was refused for want of what only a person can answer
         self._limit: asyncio.Timeout | None = None  # of the login that goes on
         self._opened = 0  # how often it was up
         self._changed = asyncio.Event()
@@ -119,6 +120,10 @@ class Kept:
 
     async def bridge(self, factory: Callable[[], asyncio.Protocol]) -> None:
         """Connect to the socket by a command on the login node. Raises Unreached."""
+        raise NotImplementedError
+
+    async def execute(self, command: str, stdin: bytes | Path = b"", seconds: float = 60) -> remote.Said:
+        """Run a command on the login node, in a further session of the connection. Raises Unreached."""
         raise NotImplementedError
 
     async def sign_of_life(self) -> None:
@@ -314,6 +319,7 @@ class Kept:
 
     def refused(self, words: str, *, by_question: bool = False) -> NotOpened:
         """`by_question`: the site asks for something that only a person can answer."""
+        self.wants_person = by_question
         act = f"Make `ssh {self.cluster}` work without a question, for example by `ssh-add` of your key or a new "
         act += "certificate"
         if by_question:

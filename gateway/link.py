@@ -8,6 +8,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, Self
 
+from gateway import shell
+from gateway.remote import Said
+
 
 class Unreached(OSError):
     """There is no way to the orchestrator now; nothing was sent. The text says why."""
@@ -94,6 +97,13 @@ class Link(Protocol):
     def check(self) -> None:
         """Something speaks for a dead connection: find out, and replace it when it does not answer."""
 
+    async def execute(self, command: str, stdin: bytes | Path = b"", seconds: float = 60) -> Said:
+        """Run a command where the orchestrator is, in the home there, by whatever shell that has. `stdin`: what it
+        reads, or the file that has it.
+
+        Raises Unreached, also after so many seconds.
+        """
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(self, *exc_info: object) -> None: ...
@@ -121,6 +131,12 @@ class LocalLink:
 
     def check(self) -> None:
         """There is nothing between."""
+
+    async def execute(self, command: str, stdin: bytes | Path = b"", seconds: float = 60) -> Said:
+        try:
+            return await shell.run(["/bin/sh", "-c", command], stdin, seconds)
+        except (OSError, TimeoutError) as exc:
+            raise Unreached(f"this machine's own command failed: {exc or f'no end within {seconds:g} s'}") from exc
 
     async def __aenter__(self) -> Self:
         return self

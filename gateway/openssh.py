@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Self
 
-from gateway import remote
+from gateway import remote, shell
 from gateway.asking import Asking
 from gateway.bridge import MARKER
 from gateway.kept import CIPHERS, Kept, NotOpened
@@ -206,6 +206,20 @@ class OpenSsh(Kept):
             task.cancel()
         if self._bridges:
             await asyncio.wait(self._bridges)
+
+    async def execute(self, command: str, stdin: bytes | Path = b"", seconds: float = 60) -> remote.Said:
+        if self._child is None:
+            raise Unreached(self.status.advice)
+        argv = self._argv(*_ONLY_A_MASTER, *self._own, "-T", self.cluster, command)
+        try:
+            said = await shell.run(argv, stdin, seconds)
+        except TimeoutError as exc:
+            raise Unreached(f"a command on {self.cluster} has not ended within {seconds:g} s") from exc
+        except OSError as exc:
+            raise Unreached(f"cannot run {argv[0]}: {exc}") from exc
+        if said.status == 255:  # ssh's own
+            raise Unreached(f"a command on {self.cluster} broke off: {said.err.strip()[-_MOST_WORDS:]}")
+        return said
 
     # The program
 

@@ -24,6 +24,15 @@ class Greeting:
     listens: bool
 
 
+@dataclass(frozen=True)
+class Said:
+    """What a command has said, and its exit status."""
+
+    status: int
+    out: str
+    err: str
+
+
 def greeting(socket: str, then: str = "") -> str:
     """Ask where the home is, and whether the orchestrator's socket is there.
 

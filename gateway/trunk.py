@@ -172,13 +172,18 @@ class Trunk:
             session.transport.abort()
             self._link.check()
 
-    async def ask(self, method: bytes, target: bytes, hold: float = 0) -> tuple[int, bytes]:
-        """Put a question of the gateway's own: the answer's status and body. Raises Unreached."""
+    async def ask(self, method: bytes, target: bytes, hold: float = 0, *, body: bytes = b"") -> tuple[int, bytes]:
+        """Put a question of the gateway's own, `body` is JSON: the answer's status and body. Raises Unreached."""
         await self.opened(hold)
         answer = _Collected(asyncio.get_running_loop().create_future())
-        head = request_head(method, target, [(b"host", b"orchestrator")])
-        request = parse_request(head)
-        exchange = self.begin(request, head, answer)
+        fields = [(b"host", b"orchestrator")]
+        length = [(b"content-length", b"%d" % len(body))] if body else []
+        if body:
+            fields.append((b"content-type", b"application/json"))
+        request = parse_request(request_head(method, target, fields + length))
+        exchange = self.begin(request, request_head(method, target, fields), answer)
+        if body:
+            exchange.feed(body)
         exchange.end()
         try:
             return await answer.done

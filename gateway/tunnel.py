@@ -47,6 +47,20 @@ class Tunnel(Kept):
         finally:
             pier.leave_unjoined()
 
+    async def execute(self, command: str, stdin: bytes | Path = b"", seconds: float = 60) -> remote.Said:
+        connection = self._open_connection()
+        given = {"input": stdin} if isinstance(stdin, bytes) else {"stdin": str(stdin)}
+        try:
+            async with asyncio.timeout(seconds):
+                done = await connection.run(command, encoding=None, request_pty=False, **given)
+        except TimeoutError as exc:
+            raise Unreached(f"a command on {self.cluster} has not ended within {seconds:g} s") from exc
+        except (asyncssh.Error, OSError) as exc:
+            raise Unreached(f"a command on {self.cluster} broke off: {exc}") from exc
+        if done.returncode is None:  # the connection has ended under it
+            raise Unreached(f"a command on {self.cluster} broke off")
+        return remote.Said(done.returncode, _text(done.stdout), _text(done.stderr))
+
     def _open_connection(self) -> asyncssh.SSHClientConnection:
         if self._connection is None:
             raise Unreached(self.status.advice)
@@ -238,6 +252,10 @@ class _Pier(asyncssh.SSHClientSession[bytes]):
     def resume_writing(self) -> None:
         if self._inner is not None:
             self._inner.resume_writing()
+
+
+def _text(said: bytes | str | None) -> str:
+    return said.decode(errors="replace") if isinstance(said, bytes) else said or ""
 
 
 async def _close(connection: asyncssh.SSHClientConnection) -> None:

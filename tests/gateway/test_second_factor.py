@@ -41,9 +41,9 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 class Session:
-    """A gateway at a terminal of its own: `screen` is what the terminal has shown."""
+    """A gateway, or another program of ours, at a terminal of its own: `screen` is what the terminal has shown."""
 
-    def __init__(self, site: Site, transport: str) -> None:
+    def __init__(self, site: Site, transport: str, *program: str) -> None:
         self.port = free_port()
         environment = environment_of_a_child(
             GATEWAY_CLUSTER="login", GATEWAY_SSH_CONFIG=str(site.ssh_config), GATEWAY_PORT=str(self.port),
@@ -52,7 +52,7 @@ class Session:
         )  # fmt: skip
         self._master, terminal = os.openpty()
         self.process = subprocess.Popen(
-            ["setsid", "--ctty", sys.executable, "-m", "gateway"],
+            ["setsid", "--ctty", sys.executable, *(program or ("-m", "gateway"))],
             env=environment, stdin=terminal, stdout=terminal, stderr=terminal,
         )  # fmt: skip
         os.close(terminal)
