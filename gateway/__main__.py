@@ -36,7 +36,7 @@ def serve(config: Path | None) -> int:
     """Serve until SIGTERM or SIGINT. Returns 1, after one message on stderr, when it cannot start."""
     try:
         settings = read_settings(config)
-        listener = _listen(settings)
+        listener = listen(settings)
     except (SettingsError, PortError) as exc:
         sys.stderr.write(f"sluice gateway: {exc}\n")
         return 2 if isinstance(exc, SettingsError) else 1  # a port may be free later
@@ -70,7 +70,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
     return 0 if server.started else 1
 
 
-def _listen(settings: Settings) -> socket.socket:
+def listen(settings: Settings) -> socket.socket:
     """A socket bound to the address of the settings; raises PortError."""
     try:
         return bound(settings.host, settings.port)

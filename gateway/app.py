@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from gateway import docs, metrics
+from gateway.connect import routes as orchestrators
 from gateway.door import Door
 from gateway.guard import Guard
 from gateway.link import Link, LinkState, LocalLink, Unreached
@@ -44,6 +45,7 @@ class State(TypedDict):
     registry: CollectorRegistry
     traffic: Traffic
     remembered: Remembered
+    managing: asyncio.Lock  # held while the orchestrator is started or stopped
 
 
 def link_of(settings: Settings) -> Link:
@@ -80,6 +82,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
                     registry=registry,
                     traffic=metrics.traffic_in(registry),
                     remembered=remembered,
+                    managing=asyncio.Lock(),
                 )
             finally:
                 following.cancel()
@@ -95,6 +98,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             Route("/metrics", metrics.show_metrics),
             Route(MODELS, _models),
             Route(MODELS + "/{model_id:path}", _models),
+            *orchestrators.routes(),
             *docs.routes(),
         ],
         lifespan=lifespan,
@@ -234,7 +238,8 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     path = request.scope["path"]  # `request.url` is built from the Host header, and fails on a broken one
     if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return Problem(path, 405, f"{path} answers GET, HEAD, not {request.method}", {"Allow": "GET, HEAD"})
+        allowed = ", ".join(metrics.methods_of(path))
+        return Problem(path, 405, f"{path} answers {allowed}, not {request.method}", {"Allow": allowed})
     told = f"there is nothing at {path}; see /docs" if exc.status_code == HTTPStatus.NOT_FOUND else exc.detail
     return Problem(path, exc.status_code, told, exc.headers)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from gateway.connect.commands import connecting
 from gateway.console.commands import commands
 from orchestrator import __version__
 
@@ -23,6 +24,7 @@ keys = typer.Typer(
     help="API keys: who may use the gateway, or with --orchestrator the orchestrator's TCP port.",
 )  # fmt: skip
 app.add_typer(keys)
+app.add_typer(connecting)
 app.add_typer(commands)
 
 Name = Annotated[str, typer.Argument(help="What the key is called: the program or person that gets it.")]

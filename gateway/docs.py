@@ -18,6 +18,35 @@ _NOT_READY = {
     "description": "not now; `detail` says why",
     "content": {"application/json": {"schema": {"type": "object", "required": ["ready", "detail"]}}},
 }
+_TUNNEL = {"state": "up", "via": "unix-socket", "to": "/home/ada/.sluicegate/orchestrator.sock on hpc", "error": ""}
+_STANDING: dict[str, Any] = {
+    "state": "running",
+    "installed": "0.1.0-1f2e3d4c5b",
+    "version": "0.1.0",
+    "running": "0.1.0-1f2e3d4c5b",
+    "started_by": "systemd",
+    "since": "2026-11-27T12:00:00+00:00",
+    "pid": 4711,
+    "host": "login1",
+    "folder": "/home/ada/.sluicegate",
+    "socket": "/home/ada/.sluicegate/orchestrator.sock",
+    "tunnel": _TUNNEL,
+}
+_MESSAGE = {"message": "The orchestrator was started."}
+_ENDPOINT = {
+    "endpoint": _TUNNEL["to"],
+    "cluster": "hpc",
+    "via": "unix-socket",
+    "state": "up",
+    "api": "/api/v1",
+    "openai_base_url": "/v1",
+}
+_WHY = {"application/json": {"schema": {"type": "object", "required": ["detail"]}}}
+_FAILURES = {
+    "409": {"description": "nothing is installed there; `detail` says what to do", "content": _WHY},
+    "502": {"description": "it was tried and failed; `detail` has its last words", "content": _WHY},
+    "503": {"description": "there is no connection; `detail` says why", "content": _WHY},
+}
 
 
 def routes() -> list[BaseRoute]:
@@ -67,7 +96,7 @@ def own_document() -> dict[str, Any]:
             "title": "Sluicegate gateway",
             "version": __version__,
             "description": "Your cluster's models at this address. "
-            "All but /, /health, /ready and /metrics is answered by "
+            "All but /, /health, /ready, /metrics and /orchestrator/… is answered by "
             "the orchestrator; while it cannot be reached, the answer is 503 and says what to do.",
         },
         "paths": {
@@ -81,13 +110,29 @@ def own_document() -> dict[str, Any]:
                 "get": _operation("Would a request be served?")
                 | {"responses": {"200": {"description": "yes"}, "503": _NOT_READY}}
             },
+            "/orchestrator/endpoint": {"get": _operation("Where the orchestrator is reached, and how", _ENDPOINT)},
+            "/orchestrator/start": {
+                "post": _operation("Start the orchestrator that is installed there", _MESSAGE | _STANDING)
+                | {"description": "One that runs is left alone. Scope `admin`."},
+            },
+            "/orchestrator/status": {
+                "get": _operation("What stands where the orchestrator is", _STANDING)
+                | {"description": "Looked up there now, also while no orchestrator answers. Scope `admin`."},
+            },
+            "/orchestrator/stop": {
+                "post": _operation("Stop the orchestrator; jobs go on", _MESSAGE | _STANDING)
+                | {"description": "Scope `admin`."},
+            },
         },
     }
 
 
-def _operation(summary: str) -> dict[str, Any]:
+def _operation(summary: str, example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """With an `example` of its answer: one that is asked of the login node, and so may fail."""
+    content: dict[str, Any] = {} if example is None else {"schema": {"type": "object"}, "example": example}
     return {
         "summary": summary,
         "tags": ["gateway"],
-        "responses": {"200": {"description": "JSON", "content": {"application/json": {}}}},
+        "responses": {"200": {"description": "JSON", "content": {"application/json": content}}}
+        | ({} if example is None else _FAILURES),
     }

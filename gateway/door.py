@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gateway import metrics, paths
 from gateway.guard import Guard
-from gateway.link import Crowded, Link, Unreached
+from gateway.link import Crowded, Link, Replacing, Unreached
 from gateway.problem import rendered
 from gateway.remembered import MODELS
 from gateway.trunk import REPEATABLE, Trunk
@@ -20,7 +20,6 @@ from orchestrator.wire.server import Answered
 log = logging.getLogger(__name__)
 
 _NOT_FURTHER = CREDENTIALS | {b"content-length", b"expect", b"host", b"x-forwarded-host", b"x-request-id"}
-_ALLOW = {"Allow": "GET, HEAD"}
 
 
 class Door:
@@ -60,9 +59,11 @@ class Door:
     def _answered(self, request: Request, reply: Reply, path: str) -> Exchange | None:
         """What is there for nobody, or answered by the gateway itself."""
         if request.kind == "own":
-            if path in metrics.OWN and request.method not in (b"GET", b"HEAD"):
-                text = f"{path} answers GET, HEAD, not {request.method.decode()[:20]}; see /docs"
-                return _refuse(reply, path, 405, text, _ALLOW)
+            allowed = metrics.methods_of(path)
+            if path in metrics.OWN and request.method.decode() not in allowed:
+                told = ", ".join(allowed)
+                text = f"{path} answers {told}, not {request.method.decode()[:20]}; see /docs"
+                return _refuse(reply, path, 405, text, {"Allow": told})
             return self._application.exchange(request, reply)
         if not paths.is_relayed(path):
             return _refuse(reply, path, 404, _what_there_is(path))
@@ -93,7 +94,7 @@ class Door:
         state = self._link.status
         words = "%s %s: not reached: %s"
         log.info(words, request.method.decode(), request.path[:200], why, extra={"request": request.id})
-        text = str(why) if isinstance(why, Crowded) else state.advice
+        text = str(why) if isinstance(why, Crowded | Replacing) else state.advice
         reply.write(rendered(request.path, 503, text, {"Retry-After": str(state.retry_after)}, state.code))
         reply.finish()
 

@@ -20,6 +20,10 @@ class Crowded(Unreached):
     """As much waits for the way already as may."""
 
 
+class Replacing(Unreached):
+    """The orchestrator is being replaced by another version."""
+
+
 class LinkState(StrEnum):
     """What stands between the gateway and the orchestrator's socket. Only `up` lets requests through."""
 

@@ -10,7 +10,9 @@ from gateway.link import LinkState, LinkStatus
 from orchestrator.exposition import CONTENT_TYPE, counted, gauge, render
 from orchestrator.traffic import OTHER, Traffic
 
-OWN = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json")
+OWN = ("/", "/health", "/ready", "/metrics", "/docs", "/openapi.json", "/orchestrator/status", "/orchestrator/endpoint",
+       "/orchestrator/start", "/orchestrator/stop")  # fmt: skip
+_DOING = ("/orchestrator/start", "/orchestrator/stop")
 _KINDS = ("/api", "/v1")
 
 
@@ -26,6 +28,11 @@ def kind_of(path: str) -> str:
         if path == prefix or path.startswith(f"{prefix}/"):
             return prefix.removeprefix("/")
     return "relayed" if paths.is_relayed(path) else OTHER
+
+
+def methods_of(path: str) -> tuple[str, ...]:
+    """Those that one of `OWN` answers."""
+    return ("POST",) if path in _DOING else ("GET", "HEAD")
 
 
 def of_link(status: LinkStatus) -> list[Metric]:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.link import Crowded, Link, LinkState, Unreached
+from gateway.link import Crowded, Link, LinkState, Replacing, Unreached
 from gateway.waking import Waking
 from orchestrator.wire import Exchange, Reply
 from orchestrator.wire.http1 import HEAD_END, Malformed, Request, parse_request, parse_response, request_head
@@ -25,6 +25,7 @@ _PLAIN_TICKS = 60  # seconds until an orchestrator is asked again whether it spe
 _MOST_HELD = 1024 * 1024  # bytes of a body that wait for a connection
 _SETTLING_SECONDS = 0.25  # until a link that has just died says so
 _AGAIN_SECONDS = 5.0  # at least, for a connection to be opened anew for what is sent again
+_LOOK_SECONDS = 0.05  # between two looks whether all has been answered
 _ADDRESS = ("orchestrator", 0)
 
 
@@ -72,16 +73,39 @@ class Trunk:
         self._plain = False
         self._pool = Pool(asyncio.get_running_loop(), self._connect_plain)
         self._ticks = 0
+        self._resting: asyncio.Future[None] | None = None  # done when requests may go on
 
     @property
     def session(self) -> AskingSession | None:
-        """The connection for all requests, while it is open."""
+        """The connection for all requests, while it is open and they may use it."""
         session = self._session
-        return None if session is None or session.over else session
+        return None if session is None or session.over or self._resting is not None else session
 
     @property
     def up(self) -> bool:
+        if self._resting is not None:
+            return False
         return self.session is not None or (self._plain and self._link.status.state is LinkState.UP)
+
+    async def rest(self, quiet_seconds: float) -> int:
+        """Let no further request through until `go_on`: the orchestrator is about to be replaced, and they wait as for
+        a link. Returns when those under way have been answered, or after so many seconds; how many have not been."""
+        if self._resting is None:
+            self._resting = asyncio.get_running_loop().create_future()
+        deadline = asyncio.get_running_loop().time() + quiet_seconds
+        while self._under_way and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 (rare, and short)
+            await asyncio.sleep(_LOOK_SECONDS)
+        return self._under_way
+
+    def go_on(self) -> None:
+        """What waits is sent."""
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.set_result(None)
+
+    @property
+    def _under_way(self) -> int:
+        return 0 if self._session is None else len(self._session.streams)
 
     def exchange(self, request: Request, head: bytes, reply: Reply, refuse: "Refuse") -> Exchange:
         """Send a request with this head, without the length of its body and its id. `refuse` answers when there is no
@@ -109,6 +133,9 @@ class Trunk:
     async def _await_way(self, deadline: float) -> None:
         loop = asyncio.get_running_loop()
         while not self.up:
+            if self._resting is not None:
+                await self._rested(self._resting, deadline - loop.time())
+                continue
             try:
                 if self._opening is None:
                     self._opening = asyncio.create_task(self._open())
@@ -116,6 +143,14 @@ class Trunk:
             except Unreached:
                 if not await self._may_come(deadline - loop.time()):
                     raise
+
+    async def _rested(self, resting: "asyncio.Future[None]", seconds: float) -> None:
+        """Raises Unreached after so many seconds."""
+        try:
+            async with asyncio.timeout(max(seconds, 0)):
+                await asyncio.shield(resting)
+        except TimeoutError as exc:
+            raise Replacing("the orchestrator is being replaced by another version; try again in a moment") from exc
 
     async def _may_come(self, seconds: float) -> bool:
         """Wait until the link is another one, for at most so many seconds; whether it makes sense to try again."""

@@ -34,7 +34,9 @@ BETWEEN_US = CREDENTIALS | _TOLD | {b"idempotency-key"}
 
 _KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key")
 _READING = ("GET", "HEAD", "OPTIONS")
-_ADMIN = re.compile(r"/api(/v1)?/(keys|audit)(/.*)?|/infra/vast(/.*)?|(/api(/v1)?)?/(queue|status)(/.*)?")
+_ADMIN = re.compile(
+    r"/api(/v1)?/(keys|audit)(/.*)?|/infra/vast(/.*)?|(/api(/v1)?)?/(queue|status)(/.*)?|/orchestrator(/.*)?"
+)
 _ITSELF = re.compile(r"/infra/vast(/.*)?")
 # Snapshots are files and addresses that the engine reads and writes, a cluster's nodes are other machines.
 _ENGINE_ITSELF = re.compile(r"/api(/v1)?(/services)?/vector-db/[^/]+/qdrant/(.*/)?(snapshots|cluster)(/.*)?")

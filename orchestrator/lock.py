@@ -53,9 +53,10 @@ def start_of(pid: int) -> str | None:
     if not Path("/proc/self/stat").exists():
         return "" if _answers(pid) else None
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] in "ZX" else fields[19]  # one that has ended, and that nobody has taken note of
 
 
 def _answers(pid: int) -> bool:

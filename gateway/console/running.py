@@ -43,7 +43,7 @@ def _begun(desk: Desk, begin: Callable[[], Service], detach: bool) -> int:
         desk.give_text(service, service["id"])
         return 0
     try:
-        ready = _followed(desk, service["id"])
+        ready = followed(desk, service["id"])
     except KeyboardInterrupt:
         return _left(desk, service["id"])
     desk.give_text(ready, ready["id"])
@@ -52,7 +52,8 @@ def _begun(desk: Desk, begin: Callable[[], Service], detach: bool) -> int:
     return 0
 
 
-def _followed(desk: Desk, service_id: str) -> ServiceDetail:
+def followed(desk: Desk, service_id: str) -> ServiceDetail:
+    """The service when it answers; what it waits for is told meanwhile. Raises Ended."""
     screen, story = Screen(desk.err), Story()
     with screen.waiting("submitted") as line:
         for look in desk.client.watch(service_id):

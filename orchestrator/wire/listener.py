@@ -41,6 +41,7 @@ class Listener:
     def __init__(self, make_server: Callable[[Application, dict[str, Any]], Server]) -> None:
         self._make_server = make_server
         self._server: Server | None = None
+        self._leaving = False
 
     def __call__(
         self,
@@ -53,9 +54,15 @@ class Listener:
         if self._server is None:
             self._server = self._make_server(Application(config, server_state, app_state), app_state)
             for server in self._all(self._server):
-                server.registry = server_state.connections
+                server.registry, server.leaving = server_state.connections, self._leaving
             self._sweep(loop, self._server)
         return Front(self._server, loop)
+
+    def leave(self) -> None:
+        """Another process takes the new connections: those that are open end with their next answer, or when idle."""
+        self._leaving = True
+        for server in self._all(self._server) if self._server is not None else ():
+            server.leaving = True
 
     def _sweep(self, loop: asyncio.AbstractEventLoop, server: Server) -> None:
         loop.call_later(_SWEEP_SECONDS, self._sweep, loop, server)  # first: a turn that fails is not the last one

@@ -56,6 +56,7 @@ class Server:
     tick: Callable[[], None] = lambda: None  # once a second
     registry: set[Any] = field(default_factory=set)  # uvicorn's, for whom to ask to end
     in_flight: int = 0  # requests that are being answered
+    leaving: bool = False  # another process takes the new connections: each of ours ends with its next answer
     _open: set[Connection] = field(default_factory=set)
     _prefix: bytes = field(default_factory=lambda: b"req-" + secrets.token_hex(4).encode())
     _numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -78,6 +79,8 @@ class Server:
         if not request.id:
             request.id = request.head.first.get(b"x-request-id") or b"%s-%x" % (self._prefix, next(self._numbers))
         self.in_flight += 1
+        if self.leaving:
+            request.keep_alive = False
         if request.head.method == b"HEAD":
             reply = Bodiless(reply)
         try:

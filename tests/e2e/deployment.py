@@ -6,6 +6,7 @@ The orchestrator runs from the wheel, under a Python that every user may run; th
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -172,6 +173,24 @@ class Deployment:
         if wait:
             wait_for(lambda: self.socket.exists() or self._broke(), "the orchestrator's socket appears")
             wait_for(lambda: self._broke() or self._listens(), "the orchestrator listens")
+
+    def make_startable(self) -> None:
+        """As `sluice connect` would have it: the gateway can start this orchestrator."""
+        version, serve = self.home / "versions" / "0-test", self.home / "bin" / "serve"
+        wheel = f"export PYTHONPATH={self.site}\nexec {self.python}"
+        settings = {"ORCHESTRATOR_HOME": str(self.home), "ORCHESTRATOR_GRACE_SECONDS": f"{self.grace_seconds}"}
+        settings |= self.environment | {"SLURM_CONF": str(self.cluster.slurm_conf), "SLUICE_STARTED": "0-test detached"}
+        words = " ".join(f"{name}={shlex.quote(value)}" for name, value in settings.items())
+        config = self.cluster.home / "site.toml"
+        programs = {
+            version / "bin" / "python": f'{wheel} "$@"',
+            serve: f"export {words}\n{wheel} -m orchestrator --config {config}",
+        }
+        for path, text in programs.items():
+            path.parent.mkdir(parents=True)
+            path.write_text(f"#!/bin/sh\n{text}\n")
+            path.chmod(0o755)
+        (self.home / "current").symlink_to("versions/0-test")
 
     def _broke(self) -> bool:
         if self.orchestrator is not None and self.orchestrator.poll() is not None:

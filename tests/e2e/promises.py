@@ -793,6 +793,35 @@ def ready(call: Call, answer: Answer) -> None:
     assert answer.json() == {"ready": True}
 
 
+# The orchestrator itself
+
+
+def orchestrator_status(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["state"], told["host"], told["tunnel"]["state"]) == ("running", "login", "up")
+    assert told["pid"] and told["since"] and told["socket"].endswith("/orchestrator.sock")
+
+
+def orchestrator_endpoint(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert (told["cluster"], told["state"], told["openai_base_url"]) == (call.cluster.alias, "up", "/v1")
+    assert told["endpoint"].endswith(f"orchestrator.sock on {call.cluster.alias}")
+
+
+def orchestrator_stopped(call: Call, answer: Answer) -> None:
+    """Jobs go on, which `orchestrator_started` sees."""
+    told = answer.json()
+    assert (told["state"], told["message"]) == ("stopped", "The orchestrator was stopped; jobs go on.")
+    assert not call.api.ready()
+
+
+def orchestrator_started(call: Call, answer: Answer) -> None:
+    assert answer.json()["state"] == "running"
+    wait_for(call.api.ready, "the orchestrator is ready")
+    for service in call.running.values():
+        call.api.until(service, "running")
+
+
 # Accounts
 
 
@@ -836,6 +865,10 @@ PROMISES = {
     "GET /infra/vast/audit": Promise(rented_audit),
     "GET /": Promise(root),
     "GET /health": Promise(health),
+    "GET /orchestrator/status": Promise(orchestrator_status),
+    "GET /orchestrator/endpoint": Promise(orchestrator_endpoint),
+    "POST /orchestrator/stop": Promise(orchestrator_stopped),
+    "POST /orchestrator/start": Promise(orchestrator_started),
     "GET /metrics": Promise(gateway_metrics),
     "GET /ready": Promise(ready),
     "GET /api/v1/orchestrator/metrics": Promise(orchestrator_metrics),

@@ -52,9 +52,11 @@ def reader(shared_deployment: Deployment) -> Iterator[Call]:
         models.write_text(json.dumps({"models": dict.fromkeys(("qwen3-30b", "gpt-oss120"), ENTRY)}))
         one.environment["ORCHESTRATOR_MODELS"] = str(models)
         one.start_orchestrator()
+        one.make_startable()
         one.start_gateway()
         api = stack.enter_context(laptop_api())
         wait_for(api.ready, "the gateway is ready")
+        stack.callback(api.http.post, "/orchestrator/stop")  # which may be another one than was started here
         call = Call(CURLS[0], api, one.cluster, {})
         yield replace(call, running={kind: started(call, kind) for kind in CONFIGS})
 

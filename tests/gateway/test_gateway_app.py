@@ -194,6 +194,7 @@ def test_the_document_speaks_the_gateway_s_paths() -> None:
     assert document["paths"]["/api/v1/services/{id}"] == {"delete": operation("stop")}
     assert set(document["paths"]) == {
         "/", "/health", "/metrics", "/ready", "/v1/models",
+        "/orchestrator/endpoint", "/orchestrator/start", "/orchestrator/status", "/orchestrator/stop",
         "/api/v1/services", "/api/v1/services/{id}", "/api/v1/vllm/{id}/prompt",
     }  # fmt: skip
     assert "gateway" in document["paths"]["/health"]["get"]["tags"]

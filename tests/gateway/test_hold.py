@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from gateway.link import Crowded, LinkState, LocalLink, Unreached
+from gateway.link import Crowded, LinkState, LocalLink, Replacing, Unreached
 from gateway.settings import Settings
 from gateway.trunk import Passage, Trunk
 from gateway.tunnel import Tunnel
@@ -227,6 +227,29 @@ async def test_a_large_body_waits_for_credit_also_when_it_came_before_the_connec
         trunk.close()
         over.set()
         await closed.wait()
+
+
+async def test_an_orchestrator_is_replaced_between_requests(orchestrator: FakeOrchestrator, folder: Path) -> None:
+    """What is under way is answered first, what comes then waits, and goes to the new one."""
+    path, successor = folder / "orchestrator.sock", FakeOrchestrator()
+    async with LocalLink(path) as link:
+        trunk = Trunk(link, connect_seconds=5, hold_seconds=5)
+        async with served_orchestrator(orchestrator, path, muxed()):
+            under_way = asyncio.create_task(trunk.ask(b"GET", b"/v1/slow"))
+            await orchestrator.arrived.get()
+            assert await trunk.rest(0.1) == 1, "it is told what is left"
+            waiting = [asyncio.create_task(trunk.ask(method, b"/api/echo", 5)) for method in (b"GET", b"POST")]
+            with pytest.raises(Replacing, match="being replaced"):
+                await trunk.ask(b"GET", b"/health")
+            under_way.cancel()
+            assert await trunk.rest(5) == 0
+        assert not any(task.done() for task in waiting)
+        async with served_orchestrator(successor, path, muxed()):
+            trunk.go_on()
+            assert [(await task)[0] for task in waiting] == [200, 200]
+            trunk.close()
+    echoes = [one.seen.count(("POST", "/api/echo")) for one in (orchestrator, successor)]
+    assert echoes == [0, 1]
 
 
 async def test_a_waiting_request_shortens_a_long_delay(own_sshd: Sshd, settings: Settings) -> None:
