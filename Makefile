@@ -3,7 +3,7 @@ BIN := .venv/bin
 COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test chaos check unit setup lock openapi format compiled bench bench-peers bench-prefix soak fuzz clean
+.PHONY: demo test chaos check unit setup lock openapi format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
 
 setup: .venv/.done
 
@@ -71,6 +71,14 @@ soak: setup
 # ONLY=words: some of them, e.g. ONLY="mux events".
 fuzz: setup
 	SECONDS=$(or $(SECONDS),60) $(BIN)/python -m tests.fuzz $(ONLY)
+
+# The JavaScript of others that pages load: fetched from npm again, and checked.
+vendor: setup
+	$(BIN)/python scripts/vendor.py
+
+# The pictures of docs/dashboard.md, by Chromium.
+screenshots: setup
+	SLUICE_SCREENSHOTS=1 $(BIN)/pytest -q tests/browser/test_screenshots.py
 
 # After a change of dependencies: uv.lock for uv, requirements.txt for pip.
 lock:

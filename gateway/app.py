@@ -17,16 +17,23 @@ from starlette.routing import Route
 
 from gateway import docs, metrics
 from gateway.connect import routes as orchestrators
+from gateway.dashboard import contents, services
+from gateway.dashboard.asking import Asker, Away, Refused
+from gateway.dashboard.hub import Hub
+from gateway.dashboard.pages import Entry
+from gateway.dashboard.view import problem, wants_html
 from gateway.door import Door
 from gateway.guard import Guard
 from gateway.link import Link, LinkState, LocalLink, Unreached
 from gateway.openssh import OpenSsh
 from gateway.problem import Problem, rendered
 from gateway.remembered import MODELS, Remembered, follow
+from gateway.sessions import Sessions
 from gateway.settings import Settings, keys_of
 from gateway.trunk import Trunk
 from orchestrator import __version__
 from orchestrator.journal import Noted
+from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
 from orchestrator.traffic import Traffic
 from orchestrator.wire.hosted import Application
@@ -46,6 +53,10 @@ class State(TypedDict):
     traffic: Traffic
     remembered: Remembered
     managing: asyncio.Lock  # held while the orchestrator is started or stopped
+    keys: Keys
+    sessions: Sessions
+    hub: Hub
+    entries: tuple[Entry, ...]
 
 
 def link_of(settings: Settings) -> Link:
@@ -74,16 +85,23 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             remembered = Remembered(settings.models_path, time.time)
             following = asyncio.create_task(follow(remembered, trunk, link, settings.connect_seconds))
             settle()
+            keys = keys_of(settings)
+            hub = Hub(contents.topics(), Asker(trunk, link, settings.connect_seconds))
             try:
-                yield State(
-                    link=link,
-                    trunk=trunk,
-                    settings=settings,
-                    registry=registry,
-                    traffic=metrics.traffic_in(registry),
-                    remembered=remembered,
-                    managing=asyncio.Lock(),
-                )
+                async with hub:
+                    yield State(
+                        link=link,
+                        trunk=trunk,
+                        settings=settings,
+                        registry=registry,
+                        traffic=metrics.traffic_in(registry),
+                        remembered=remembered,
+                        managing=asyncio.Lock(),
+                        keys=keys,
+                        sessions=Sessions(keys, time.monotonic),
+                        hub=hub,
+                        entries=contents.entries(),
+                    )
             finally:
                 following.cancel()
                 await asyncio.wait({following})
@@ -100,9 +118,10 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             Route(MODELS + "/{model_id:path}", _models),
             *orchestrators.routes(),
             *docs.routes(),
+            *contents.routes(),
         ],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _http_error, Exception: _unforeseen},
+        exception_handlers={Away: problem, Refused: problem, HTTPException: _http_error, Exception: _unforeseen},
     )
 
 
@@ -111,18 +130,19 @@ def listener_of(settings: Settings) -> Listener:
 
     def make_server(application: Application, state: dict[str, Any]) -> Server:
         opened = cast(State, state)
-        trunk = opened["trunk"]
-        keys = keys_of(settings)
+        trunk, keys, sessions = opened["trunk"], opened["keys"], opened["sessions"]
 
         def tick() -> None:
             keys.tick()
+            sessions.tick()
             trunk.tick()
 
         server = Server(
-            handle=Door(Guard(settings, keys), application, trunk, opened["link"]),
+            handle=Door(Guard(settings, keys, sessions), application, trunk, opened["link"]),
             render=_rendered,
             observe=Noted(opened["traffic"].observe_request),
             tick=tick,
+            ending=opened["hub"].close,
             most=most_connections(settings.max_connections),
         )
         opened["traffic"].in_flight.set_function(lambda: server.in_flight)
@@ -157,7 +177,10 @@ async def _models(request: Request) -> Response:
     return Response(body, status, media_type="application/json")
 
 
-async def _root(request: Request) -> JSONResponse:
+async def _root(request: Request) -> Response:
+    """The dashboard for browsers, and what this is for everybody else."""
+    if wants_html(request.headers.get("accept", "")):
+        return await services.show(request)
     link = request.state.link.status
     return JSONResponse(
         {
@@ -170,7 +193,8 @@ async def _root(request: Request) -> JSONResponse:
             "openai_base_url": "/v1",
             "orchestrator": link.where,
             "state": link.state,
-        }
+        },
+        headers={"Vary": "Accept"},
     )
 
 
@@ -237,6 +261,8 @@ async def _http_error(request: Request, exc: Exception) -> Response:
     """Of our own routes: everything else is answered by `door.Door`."""
     assert isinstance(exc, HTTPException)
     path = request.scope["path"]  # `request.url` is built from the Host header, and fails on a broken one
+    if path.startswith("/ui/"):
+        return await problem(request, Refused(exc.status_code, f"there is no page at {path}"))
     if exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = ", ".join(metrics.methods_of(path))
         return Problem(path, 405, f"{path} answers {allowed}, not {request.method}", {"Allow": allowed})

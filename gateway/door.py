@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 
 from gateway import metrics, paths
+from gateway.dashboard.sign_in import to_sign_in
 from gateway.guard import Guard
 from gateway.link import Crowded, Link, Replacing, Unreached
 from gateway.problem import rendered
@@ -37,10 +38,10 @@ class Door:
             path = request.path
             request.kind = metrics.kind_of(path)
             judged = self._guard.judge(request.method.decode(), path, request.headers)
-            answered = self._refused(reply, path, judged) or self._answered(request, reply, path)
+            whose = None if isinstance(judged, Refusal) else judged
+            answered = self._refused(request, reply, path, judged) or self._answered(request, reply, path, whose)
             if answered is not None:
                 return answered
-            whose = None if isinstance(judged, Refusal) else judged
             passed = head.memo = Passed(request.kind, self._outgoing(request, path, whose))
             head.admitted = generation
         else:
@@ -50,20 +51,25 @@ class Door:
             return session.open(request, passed.head, reply)
         return self._trunk.exchange(request, passed.head, reply, functools.partial(self._unreached, request))
 
-    def _refused(self, reply: Reply, path: str, judged: Key | Refusal | None) -> Exchange | None:
+    def _refused(self, request: Request, reply: Reply, path: str, judged: Key | Refusal | None) -> Exchange | None:
         if not isinstance(judged, Refusal):
             return None
+        if judged.status == 401 and (sign_in := to_sign_in(request)):
+            reply.write(sign_in)
+            reply.finish()
+            return Answered()
         headers = {"WWW-Authenticate": "Bearer"} if judged.status == 401 else {}
         return _refuse(reply, path, judged.status, judged.text, headers)
 
-    def _answered(self, request: Request, reply: Reply, path: str) -> Exchange | None:
-        """What is there for nobody, or answered by the gateway itself."""
+    def _answered(self, request: Request, reply: Reply, path: str, whose: Key | None) -> Exchange | None:
+        """What is there for nobody, or answered by the gateway itself, whose pages are told whose request it is."""
         if request.kind == "own":
             allowed = metrics.methods_of(path)
             if path in metrics.OWN and request.method.decode() not in allowed:
                 told = ", ".join(allowed)
                 text = f"{path} answers {told}, not {request.method.decode()[:20]}; see /docs"
                 return _refuse(reply, path, 405, text, {"Allow": told})
+            request.head.headers = acting(request.headers, whose)
             return self._application.exchange(request, reply)
         if not paths.is_relayed(path):
             return _refuse(reply, path, 404, _what_there_is(path))

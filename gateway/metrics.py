@@ -22,7 +22,7 @@ def traffic_in(registry: CollectorRegistry) -> Traffic:
 
 def kind_of(path: str) -> str:
     """What a request asked for: `own`, `api`, `v1`, `relayed` for all else that is passed on, `other` for nothing."""
-    if path in OWN or path.startswith("/docs/"):
+    if path in OWN or path.startswith(("/docs/", "/ui/")):
         return "own"
     for prefix in _KINDS:
         if path == prefix or path.startswith(f"{prefix}/"):

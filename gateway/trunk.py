@@ -7,7 +7,7 @@ back by itself, requests that have not been sent wait for it, in bounded number,
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gateway.link import Crowded, Link, LinkState, Replacing, Unreached
@@ -207,16 +207,23 @@ class Trunk:
             session.transport.abort()
             self._link.check()
 
-    async def ask(self, method: bytes, target: bytes, hold: float = 0, *, body: bytes = b"") -> tuple[int, bytes]:
+    async def ask(
+        self,
+        method: bytes,
+        target: bytes,
+        hold: float = 0,
+        headers: Sequence[tuple[bytes, bytes]] = (),
+        body: bytes = b"",
+    ) -> tuple[int, bytes]:
         """Put a question of the gateway's own, `body` is JSON: the answer's status and body. Raises Unreached."""
         await self.opened(hold)
         answer = _Collected(asyncio.get_running_loop().create_future())
-        fields = [(b"host", b"orchestrator")]
-        length = [(b"content-length", b"%d" % len(body))] if body else []
-        if body:
-            fields.append((b"content-type", b"application/json"))
-        request = parse_request(request_head(method, target, fields + length))
-        exchange = self.begin(request, request_head(method, target, fields), answer)
+        # As in `exchange`, the length of the body is not in the head that is sent.
+        of_body = [(b"content-type", b"application/json")] if body else []
+        head = request_head(method, target, [(b"host", b"orchestrator"), *headers, *of_body])
+        request = parse_request(head)
+        request.length = len(body)
+        exchange = self.begin(request, head, answer)
         if body:
             exchange.feed(body)
         exchange.end()

@@ -97,15 +97,18 @@ def foreign(headers: Headers, what: str) -> Refusal | None:
     return Refusal(403, f"a page from {page} may not use this {what}; call it from a program, or its own pages")
 
 
-def judge(keys: Keys, method: str, path: str, headers: Headers, what: str) -> Key | Refusal | None:
+def judge(
+    keys: Keys, method: str, path: str, headers: Headers, what: str, signed_in: Key | None = None
+) -> Key | Refusal | None:
     """The key that came with a request and is enough for it, or why there is none; None where none is needed.
 
-    Names of headers are in lower case. Of what was not a key of ours nothing is said.
+    Names of headers are in lower case. Of what was not a key of ours nothing is said. `signed_in`: the key with which a
+    browser has signed in; it counts where no other one is given.
     """
     if path in OPEN:
         return None
     given = [secret for secret in given_keys(headers) if secret]
-    known = [key for secret in given if (key := keys.find(secret)) is not None]
+    known = [key for key in (map(keys.find, given) if given else (signed_in,)) if key is not None]
     live = [key for key in known if keys.state(key) == "live"]
     need = needed(method, path)
     for key in live:

@@ -278,8 +278,15 @@ class Keys:
     def find(self, secret: bytes) -> Key | None:
         return self._known.get(hash_of(secret))
 
+    def by_hash(self, digest: str) -> Key | None:
+        return self._known.get(digest)
+
     def state(self, key: Key) -> str:
         return key.state(self._clock())
+
+    def outdate(self) -> None:
+        """Somebody else has changed what was concluded."""
+        self.generation += 1
 
     def tick(self) -> None:
         """Called once a second."""

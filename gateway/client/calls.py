@@ -26,6 +26,7 @@ from gateway.client.shapes import (
     Service,
     ServiceCosts,
     ServiceDetail,
+    ServiceRow,
     Slot,
     Status,
     Task,
@@ -57,7 +58,7 @@ def retry(
 
 def services(
     *, status: str | None = None, recipe: str | None = None, limit: int | None = None, offset: int | None = None
-) -> Call[list[Service]]:
+) -> Call[list[ServiceRow]]:
     """One page, the newest first."""
     return _get("/api/v1/services", status=status, recipe=recipe, limit=limit, offset=offset)
 

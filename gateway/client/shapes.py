@@ -50,17 +50,22 @@ class Diagnosis(TypedDict):
     changes: JSON
 
 
-class ServiceDetail(Service):
+class ServiceRow(Service):
     """`reason`: what it waits for, or why it has ended. `endpoint`: null until the engine answers."""
 
     endpoint: str | None
     reason: str
-    diagnosis: Diagnosis | None
     nodes: list[str]
     model: str | None
     estimated_start: str | None
     started_at: str | None
     ends_at: str | None
+
+
+class ServiceDetail(ServiceRow):
+    """All that is known of a service."""
+
+    diagnosis: Diagnosis | None
     job: Job
     next_job: Job | None
     handovers: int

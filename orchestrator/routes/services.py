@@ -17,12 +17,14 @@ from orchestrator.routes.shapes import (
     Logs,
     Message,
     ServiceDetail,
+    ServiceRow,
     ServiceShape,
     StartRequest,
     StatusChanged,
     StatusShape,
     public_id,
     service_detail,
+    service_row,
     service_shape,
 )
 from orchestrator.routes.strict import StrictRoute
@@ -68,12 +70,12 @@ async def list_services(
     recipe: Annotated[str | None, Query(description="Only services of this recipe.")] = None,
     limit: Limit = PAGE,
     offset: Offset = 0,
-) -> list[ServiceShape]:
+) -> list[ServiceRow]:
     """`X-Total-Count` says how many there are in all, and `Link` where the next ones are."""
     full_name = None if recipe is None else app.recipes.find(recipe).full_name
     rows, total = await _chosen(app, full_name, status, limit, offset)
     tell_total(request, response, total=total, limit=limit, offset=offset)
-    return [service_shape(app, service, job) for service, job in rows]
+    return [service_row(app, service, job) for service, job in rows]
 
 
 async def _chosen(

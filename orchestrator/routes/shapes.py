@@ -89,23 +89,28 @@ class JobShape(BaseModel):
     ended_at: datetime | None
 
 
-class ServiceDetail(ServiceShape):
+class ServiceRow(ServiceShape):
     """A service and what it waits for. `reason` is in words; `endpoint` is null until the engine answers.
-    `estimated_start` is the scheduler's, of a job in the queue; null where it gives none.
+    `estimated_start` is the scheduler's, of a job in the queue; null where it gives none."""
+
+    endpoint: str | None
+    reason: str
+    nodes: list[str]
+    model: str | None
+    estimated_start: datetime | None
+    started_at: datetime | None
+    ends_at: datetime | None
+
+
+class ServiceDetail(ServiceRow):
+    """All that is known of a service.
 
     `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
     `idle_timeout` is in minutes; `idle_shutdown_at` is null for never, and while a request is open.
     `diagnosis` is of one that failed, or of which a replica does not come up; null otherwise.
     """
 
-    endpoint: str | None
-    reason: str
     diagnosis: Diagnosis | None
-    nodes: list[str]
-    model: str | None
-    estimated_start: datetime | None
-    started_at: datetime | None
-    ends_at: datetime | None
     job: JobShape
     next_job: JobShape | None
     handovers: int
@@ -402,6 +407,24 @@ def replica_shape(replica: ReplicaView) -> dict[str, Any]:
     }
 
 
+def service_row(app: Orchestrator, service: Service, job: Job) -> ServiceRow:
+    """Not validated once more: of a page of 200 that would take as long as all the rest."""
+    return ServiceRow.model_construct(**vars(service_shape(app, service, job)), **_now(app, service, job, None, None))
+
+
+def _now(app: Orchestrator, service: Service, job: Job, successor: Job | None, port: int | None) -> dict[str, Any]:
+    """How a service stands. `successor`: the last job that was to take over; in lists it is not looked for."""
+    return {
+        "endpoint": endpoint_of(app, service, port),
+        "reason": reason_of(app, service, job, successor),
+        "nodes": list(hostnames(job.nodes)),
+        "model": service.plan.get("served_model_name"),  # not the whole plan, for the same reason
+        "estimated_start": None if job.state.runs or job.state.ended else app.watcher.estimates.get(job.name),
+        "started_at": job.started_at,
+        "ends_at": job.ends_at,
+    }
+
+
 def service_detail(
     app: Orchestrator, wanted: Wanted, successor: Job | None, diagnosis: Diagnosis | None
 ) -> ServiceDetail:
@@ -415,14 +438,8 @@ def service_detail(
         shape |= {"id": wanted.id, "replica_index": replica.replica_index, "status": app.status_of(wanted)}
     return ServiceDetail(
         **shape,
-        endpoint=endpoint_of(app, service, wanted.port),
-        reason=reason_of(app, service, job, successor),
+        **_now(app, service, job, successor, wanted.port),
         diagnosis=diagnosis,
-        nodes=list(hostnames(job.nodes)),
-        model=plan_of(service).served_model_name,
-        estimated_start=None if job.state.runs or job.state.ended else app.watcher.estimates.get(job.name),
-        started_at=job.started_at,
-        ends_at=job.ends_at,
         job=job_shape(job),
         next_job=None if successor is None or successor.state.ended else job_shape(successor),
         handovers=service.handovers,

@@ -123,6 +123,7 @@ class Front(asyncio.Protocol):
             self.transport.close()
         else:
             self._request.keep_alive = False
+            self._server.ending()
 
     # A request
 

@@ -54,6 +54,7 @@ class Server:
     timeouts: Timeouts = Timeouts()
     heads: Heads = field(default_factory=Heads)
     tick: Callable[[], None] = lambda: None  # once a second
+    ending: Callable[[], None] = lambda: None  # this process is to end: by each connection with a request under way
     registry: set[Any] = field(default_factory=set)  # uvicorn's, for whom to ask to end
     in_flight: int = 0  # requests that are being answered
     leaving: bool = False  # another process takes the new connections: each of ours ends with its next answer

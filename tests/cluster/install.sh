@@ -1,5 +1,5 @@
 #!/bin/bash
-# The Debian (or Ubuntu) packages that the tests want: for the Slurm cluster, the clients, the load driver and PostgreSQL. Does nothing, in a few milliseconds, when all are there.
+# The Debian (or Ubuntu) packages that the tests want: for the Slurm cluster, the clients, the load driver, PostgreSQL and the browser. Does nothing, in a few milliseconds, when all are there.
 # As root where there is apt-get it installs what is missing, and starts no daemon; elsewhere it says what is missing and exits 1.
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin" DEBIAN_FRONTEND=noninteractive
@@ -9,7 +9,7 @@ needed=(
     slurmctld:slurmctld slurmd:slurmd slurm-client:sbatch munge:munged
     openssh-server:sshd openssh-client:ssh iproute2:ip util-linux:setpriv passwd:useradd hostname:hostname
     curl:curl prometheus:prometheus ca-certificates:update-ca-certificates shellcheck:shellcheck
-    gcc:gcc nodejs:node caddy:caddy faketime:faketime
+    gcc:gcc nodejs:node caddy:caddy faketime:faketime chromium:chromium
 )
 missing=()
 for entry in "${needed[@]}"; do

@@ -13,7 +13,7 @@ class FakeOrchestrator:
     """`left` has the names of the slow answers whose client went away; `seen` the requests, as method and raw path.
 
     Not among them is the list of models, which a gateway asks for when it likes: `listed` counts that, and `models` is
-    what it says then.
+    what it says then. `told`: by path, the JSON that is answered there.
     """
 
     def __init__(self) -> None:
@@ -23,6 +23,7 @@ class FakeOrchestrator:
         self.seen: list[tuple[str, str]] = []
         self.listed = 0
         self.models: object = {"object": "list", "data": []}
+        self.told: dict[str, object] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -33,6 +34,9 @@ class FakeOrchestrator:
             await _json(send, 200, self.models)
             return
         self.seen.append((scope["method"], path))
+        if path in self.told:
+            await _json(send, 200, self.told[path])
+            return
         answers = {
             "/health": self._health, "/ready": self._health, "/api/echo": self._echo, "/v1/stream": self._stream,
             "/v1/slow": self._slow, "/v1/broken": self._broken, "/api/big": self._big,

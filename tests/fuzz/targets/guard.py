@@ -1,8 +1,10 @@
 """Who may ask the gateway: nobody under another name, with a key nobody without it; and the key never goes further."""
 
+import time
 from urllib.parse import urlsplit
 
 from gateway.guard import Guard
+from gateway.sessions import Sessions
 from gateway.settings import Settings, is_loopback
 from orchestrator.access import CREDENTIALS, Refusal
 from orchestrator.keys import Key, Keys, Scope, hash_of, now
@@ -19,7 +21,7 @@ _NAMES = (b"host", b"origin", b"authorization", b"x-api-key", b"api-key")
 def _run(data: bytes) -> None:
     headers = [_header(line) for line in data.split(b"\n")]
     for keys in (_NO_KEYS, _ONE_KEY):
-        guard = Guard(_SETTINGS, keys)
+        guard = Guard(_SETTINGS, keys, Sessions(keys, time.monotonic))
         first, second = (guard.judge("GET", "/v1/models", headers) for _ in range(2))
         assert first == second
         if isinstance(first, Refusal):

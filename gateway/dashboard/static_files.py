@@ -1,0 +1,47 @@
+"""The files that pages load: in memory, at addresses that have their hashes, so that browsers may keep them."""
+
+import hashlib
+import mimetypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from gateway.guard import STATIC
+
+FOLDER = Path(__file__).parent / "static"
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}  # whatever this machine's tables say
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Cross-Origin-Resource-Policy": "same-origin"}
+_KEPT = _HEADERS | {"Cache-Control": "public, max-age=31536000, immutable"}
+
+
+@cache
+def files() -> Mapping[str, tuple[str, bytes]]:
+    """Address below STATIC, beginning with the hash of the contents, to media type and contents."""
+    found = {}
+    for path in sorted(FOLDER.rglob("*")):
+        if path.is_file():
+            content, name = path.read_bytes(), path.relative_to(FOLDER).as_posix()
+            media_type = _TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "text/plain"
+            found[f"{hashlib.sha256(content).hexdigest()[:16]}/{name}"] = media_type, content
+    return found
+
+
+@cache
+def static(name: str) -> str:
+    """The address of a file. Raises KeyError for one that there is not."""
+    return STATIC + {address.partition("/")[2]: address for address in files()}[name]
+
+
+async def _serve(request: Request) -> Response:
+    found = files().get(request.path_params["address"])
+    if found is None:
+        return Response("there is no such file; reload the page\n", 404, _HEADERS, "text/plain")
+    media_type, content = found
+    return Response(content, 200, _KEPT, media_type)
+
+
+ROUTE = Route(STATIC + "{address:path}", _serve)
