@@ -118,7 +118,7 @@ def create_key(
     file: File = None,
 ) -> None:
     """Make a key. Its secret is shown once, alone on stdout."""
-    from gateway.keyring import create
+    from gateway.console.keys import create
     from orchestrator.keys import Scope
 
     raise typer.Exit(create(file, orchestrator, name, Scope(scope), expires))
@@ -131,7 +131,7 @@ def list_keys(
     file: File = None,
 ) -> None:
     """List the keys: their names, scopes and times."""
-    from gateway.keyring import show
+    from gateway.console.keys import show
 
     raise typer.Exit(show(file, orchestrator, json))
 
@@ -139,7 +139,7 @@ def list_keys(
 @keys.command("revoke")
 def revoke_key(name: Name, orchestrator: OfOrchestrator = False, file: File = None) -> None:
     """Take a key away, at once and for ever."""
-    from gateway.keyring import revoke
+    from gateway.console.keys import revoke
 
     raise typer.Exit(revoke(file, orchestrator, name))
 
@@ -147,6 +147,6 @@ def revoke_key(name: Name, orchestrator: OfOrchestrator = False, file: File = No
 @keys.command("rotate")
 def rotate_key(name: Name, orchestrator: OfOrchestrator = False, file: File = None) -> None:
     """Give a key a new secret; it lives as long again as it was to."""
-    from gateway.keyring import rotate
+    from gateway.console.keys import rotate
 
     raise typer.Exit(rotate(file, orchestrator, name))

@@ -1,91 +1,46 @@
-"""What `sluice keys` does: the secret alone on stdout, words on stderr, the list on stdout."""
+"""What becomes of a file of keys by command: of `sluice keys`, and of the dashboard's page. Nothing is printed here."""
 
-import json
-import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from gateway.settings import SettingsError, keys_path
 from orchestrator import keys as known
-from orchestrator.keys import Key, KeysError, Scope, changing, hash_of, new_secret, read_keys, said, shown
-from orchestrator.settings import read_settings as read_orchestrator_settings
-
-HEADERS = "`Authorization: Bearer …`, `X-API-Key` or `api-key`"
+from orchestrator.keys import Key, Scope, changing, hash_of, new_secret, read_keys, shown
 
 
-def create(file: Path | None, orchestrator: bool, name: str, scope: Scope, expires: str | None) -> int:
-    def work(path: Path) -> None:
-        now, secret = known.now(), new_secret()
-        ends = None if expires is None else known.until(expires, now)
-        with changing(path) as keys:
-            keys[:] = known.created(keys, Key(name, scope, hash_of(secret.encode()), now, ends), now)
-        _give(secret, f"The key {name!r} with the scope {scope} is in {path}{_end(ends)}.")
+@dataclass(frozen=True)
+class Made:
+    """A key and its secret, which is in no file: this is the only time that it is known."""
 
-    return _told(work, file, orchestrator)
+    key: Key
+    secret: str
 
 
-def rotate(file: Path | None, orchestrator: bool, name: str) -> int:
-    def work(path: Path) -> None:
-        now, secret = known.now(), new_secret()
-        with changing(path) as keys:
-            keys[:] = known.rotated(keys, name, hash_of(secret.encode()), now)
-            ends = known.named(keys, name).expires
-        _give(secret, f"The key {name!r} has a new secret{_end(ends)}; the old one is taken no more.")
-
-    return _told(work, file, orchestrator)
-
-
-def revoke(file: Path | None, orchestrator: bool, name: str) -> int:
-    def work(path: Path) -> None:
-        with changing(path) as keys:
-            keys[:] = known.revoked(keys, name, known.now())
-        sys.stderr.write(f"The key {name!r} of {path} is revoked; it is refused within a second or two.\n")
-
-    return _told(work, file, orchestrator)
+def create(file: Path, name: str, scope: Scope, lifetime: str | None) -> Made:
+    """`lifetime` as 30d; None for no end. Raises KeysError."""
+    now, secret = known.now(), new_secret()
+    ends = None if lifetime is None else known.until(lifetime, now)
+    key = Key(name, scope, hash_of(secret.encode()), now, ends)
+    with changing(file) as keys:
+        keys[:] = known.created(keys, key, now)
+    return Made(key, secret)
 
 
-def show(file: Path | None, orchestrator: bool, as_json: bool) -> int:
-    def work(path: Path) -> None:
-        now = known.now()
-        rows = [shown(key) | {"state": key.state(now)} for key in read_keys(path)]
-        if as_json:
-            sys.stdout.write(json.dumps(rows, indent=1) + "\n")
-        elif not rows:
-            sys.stderr.write(f"There are no keys in {path}; `sluice keys create NAME` makes one.\n")
-        else:
-            sys.stdout.write(_table([[str(value or "-") for value in row.values()] for row in rows], list(rows[0])))
-
-    return _told(work, file, orchestrator)
+def rotate(file: Path, name: str) -> Made:
+    """A new secret, as long to live as before. Raises KeysError."""
+    now, secret = known.now(), new_secret()
+    with changing(file) as keys:
+        keys[:] = known.rotated(keys, name, hash_of(secret.encode()), now)
+        key = known.named(keys, name)
+    return Made(key, secret)
 
 
-def _told(work: Callable[[Path], None], file: Path | None, orchestrator: bool) -> int:
-    """Work on the file that is meant. The exit status; what is wrong is said on stderr."""
-    try:
-        if file is not None and orchestrator:
-            raise KeysError("--file and --orchestrator name two files; give one of them")
-        if file is not None:
-            work(file.expanduser().absolute())
-        else:
-            work(read_orchestrator_settings().keys_path if orchestrator else keys_path())
-    except (KeysError, SettingsError) as exc:
-        sys.stderr.write(f"sluice keys: {exc}\n")
-        return 2
-    return 0
+def revoke(file: Path, name: str) -> None:
+    """Raises KeysError."""
+    with changing(file) as keys:
+        keys[:] = known.revoked(keys, name, known.now())
 
 
-def _give(secret: str, words: str) -> None:
-    sys.stderr.write(f"{words}\nIts secret, which is shown this once; send it as {HEADERS}:\n")
-    sys.stderr.flush()
-    sys.stdout.write(f"{secret}\n")
-
-
-def _end(ends: datetime | None) -> str:
-    return "" if ends is None else f" until {said(ends)}"
-
-
-def _table(rows: list[list[str]], titles: list[str]) -> str:
-    lines = [[title.upper() for title in titles], *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(titles))]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return "".join(f"{line.rstrip()}\n" for line in padded)
+def rows(file: Path, now: datetime) -> list[dict[str, str | None]]:
+    """What may be shown of each key, with its state. Raises KeysError."""
+    return [shown(key) | {"state": key.state(now)} for key in read_keys(file)]

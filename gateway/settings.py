@@ -177,17 +177,21 @@ def keys_path() -> Path:
 
 def keys_of(settings: Settings) -> Keys:
     """The keys that a gateway takes."""
+    return Keys(settings.keys_path, fixed_keys(settings))
+
+
+def fixed_keys(settings: Settings) -> list[Key]:
+    """Those of them that are no file's: of the environment or the TOML file."""
     usual = Scope.ADMIN if settings.admin_api_key is None else Scope.MANAGE
     given = {
         "GATEWAY_API_KEY": (settings.api_key, usual),
         "GATEWAY_ADMIN_API_KEY": (settings.admin_api_key, Scope.ADMIN),
     }
-    fixed = [
+    return [
         Key(name, scope, hash_of(secret.get_secret_value().encode()), now())
         for name, (secret, scope) in given.items()
         if secret is not None
     ]
-    return Keys(settings.keys_path, fixed)
 
 
 def _read(config: Path | None) -> Settings:

@@ -2,7 +2,7 @@
 
 from starlette.routing import BaseRoute
 
-from gateway.dashboard import banner, events, service, services, sign_in, start, static_files
+from gateway.dashboard import banner, chat, events, keys, service, services, sign_in, start, static_files, vector_search
 from gateway.dashboard.hub import Topic
 from gateway.dashboard.pages import Entry, Page
 
@@ -10,6 +10,9 @@ PAGES: tuple[Page, ...] = (
     services.PAGE,
     start.PAGE,
     service.PAGE,
+    chat.PAGE,
+    vector_search.PAGE,
+    keys.PAGE,
     # A page more: here.
     sign_in.PAGE,
     banner.PAGE,

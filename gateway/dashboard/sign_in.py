@@ -11,6 +11,7 @@ from gateway.dashboard.pages import Page
 from gateway.dashboard.view import page, see_other, wants_html
 from gateway.guard import PAGES, SIGN_IN
 from gateway.sessions import LIFETIME_SECONDS, cookie_name, session_value
+from orchestrator.keys import Key
 from orchestrator.wire import http1
 
 
@@ -52,7 +53,11 @@ async def sign_in(request: Request) -> Response:
     if key is None or keys.state(key) != "live":
         why = f"The key {key.name!r} is {keys.state(key)}." if key else "This gateway does not know that key."
         return _page(request, following, why)
-    answer = see_other(request, following)
+    return admitted(request, see_other(request, following), key)
+
+
+def admitted(request: Request, answer: Response, key: Key) -> Response:
+    """The answer, with which the browser is signed in by that key."""
     answer.set_cookie(
         cookie_name(request.headers.get("host", "")),
         request.state.sessions.begin(key),

@@ -1,4 +1,7 @@
-"""The files that pages load: in memory, at addresses that have their hashes, so that browsers may keep them."""
+"""The files that pages load: in memory, below an address that has their hash, so that browsers may keep them.
+
+One hash for all of them: modules of JavaScript name each other by their places, and must find each other below it.
+"""
 
 import hashlib
 import mimetypes
@@ -20,13 +23,13 @@ _KEPT = _HEADERS | {"Cache-Control": "public, max-age=31536000, immutable"}
 
 @cache
 def files() -> Mapping[str, tuple[str, bytes]]:
-    """Address below STATIC, beginning with the hash of the contents, to media type and contents."""
+    """Address below STATIC, beginning with the hash of all contents, to media type and contents."""
+    contents = {path: path.read_bytes() for path in sorted(FOLDER.rglob("*")) if path.is_file()}
+    of_all = hashlib.sha256(b"".join(hashlib.sha256(content).digest() for content in contents.values()))
     found = {}
-    for path in sorted(FOLDER.rglob("*")):
-        if path.is_file():
-            content, name = path.read_bytes(), path.relative_to(FOLDER).as_posix()
-            media_type = _TYPES.get(path.suffix) or mimetypes.guess_type(name)[0] or "text/plain"
-            found[f"{hashlib.sha256(content).hexdigest()[:16]}/{name}"] = media_type, content
+    for path, content in contents.items():
+        media_type = _TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"
+        found[f"{of_all.hexdigest()[:16]}/{path.relative_to(FOLDER).as_posix()}"] = media_type, content
     return found
 
 

@@ -1,5 +1,6 @@
 """The pictures of docs/dashboard.md, by `make screenshots`."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +17,14 @@ MOST_BYTES = 200_000
 DESK, PHONE = {"width": 1240, "height": 780}, {"width": 390, "height": 780}
 
 
-def test_screenshots(opened: Callable[..., tuple[BrowserContext, Watch]]) -> None:
+def take(page: Page, name: str) -> None:
     INTO.mkdir(exist_ok=True)
+    path = INTO / f"dashboard-{name}.png"
+    page.screenshot(path=path, animations="disabled")
+    assert path.stat().st_size < MOST_BYTES, name
 
-    def take(page: Page, name: str) -> None:
-        path = INTO / f"dashboard-{name}.png"
-        page.screenshot(path=path, animations="disabled")
-        assert path.stat().st_size < MOST_BYTES, name
 
+def test_screenshots(opened: Callable[..., tuple[BrowserContext, Watch]]) -> None:
     with site() as shown:
         page = opened(shown, viewport=DESK, color_scheme="light")[0].new_page()
         failed = shown.start(model="Qwen/Qwen2.5-7B-Instruct", max_model_len=32768)
@@ -64,3 +65,43 @@ def test_screenshots(opened: Callable[..., tuple[BrowserContext, Watch]]) -> Non
         phone.goto("/")
         expect(phone.locator(f"#service-{running}")).to_contain_text("running")
         take(phone, "phone")
+
+
+TEXTS = [
+    "Boats carry grain down the river",
+    "Bread and butter for breakfast",
+    "The telescope sees distant planets",
+    "A ferry crosses the lake",
+]
+QUESTION = "What is Python's list comprehension? Give a short example in a code block."
+
+
+@pytest.mark.skipif("SLUICE_SCREENSHOTS" not in os.environ, reason="it waits for a real model: make screenshots")
+def test_screenshots_of_the_playgrounds(opened: Callable[..., tuple[BrowserContext, Watch]]) -> None:
+    with site() as shown:
+        for recipe in ("inference/llamacpp-cpu", "vector-db/qdrant"):
+            body = {"recipe_name": recipe}
+            shown.until(str(shown.http.post("/api/v1/services", json=body).json()["id"]), "running")
+        page = opened(shown, viewport=DESK, color_scheme="light")[0].new_page()
+        page.goto("/ui/chat")
+        page.get_by_label("Temperature").fill("0")
+        page.get_by_label("System prompt").fill("Answer in one or two sentences.")
+        page.get_by_label("Your message").fill(QUESTION)
+        page.get_by_label("Your message").press("Enter")
+        expect(page.locator(".turn")).to_have_attribute("data-state", "complete", timeout=100_000)
+        take(page, "chat")
+        page.goto("/ui/vectors")
+        page.get_by_label("Name").fill("sentences")
+        page.get_by_label("Numbers in each vector").fill("576")
+        page.get_by_role("button", name="Create").click()
+        page.get_by_text("Texts instead").click()
+        page.get_by_label("Texts, one a line").fill("\n".join(TEXTS))
+        page.get_by_role("button", name="Add texts").click()
+        expect(page.get_by_text("4 points added.")).to_be_visible(timeout=60_000)
+        page.get_by_label("Text", exact=True).fill("A ship crosses the sea")
+        page.get_by_role("button", name="Make the vector").click()
+        expect(page.get_by_label("Query vector")).not_to_be_empty(timeout=60_000)
+        page.get_by_role("button", name="Search").click()
+        expect(page.get_by_role("region", name="Results").locator("tbody tr")).to_have_count(4)
+        page.evaluate("scrollTo(0, 0)")
+        take(page, "vectors")
