@@ -17,8 +17,9 @@ from starlette.routing import Route
 
 from gateway import docs, metrics
 from gateway.connect import routes as orchestrators
-from gateway.dashboard import contents, services
+from gateway.dashboard import charts, contents, services
 from gateway.dashboard.asking import Asker, Away, Refused
+from gateway.dashboard.history import History, asked_of
 from gateway.dashboard.hub import Hub
 from gateway.dashboard.pages import Entry
 from gateway.dashboard.view import problem, wants_html
@@ -57,6 +58,7 @@ class State(TypedDict):
     sessions: Sessions
     hub: Hub
     entries: tuple[Entry, ...]
+    history: History
 
 
 def link_of(settings: Settings) -> Link:
@@ -86,7 +88,10 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
             following = asyncio.create_task(follow(remembered, trunk, link, settings.connect_seconds))
             settle()
             keys = keys_of(settings)
-            hub = Hub(contents.topics(), Asker(trunk, link, settings.connect_seconds))
+            traffic, asker = metrics.traffic_in(registry), Asker(trunk, link, settings.connect_seconds)
+            history = History(traffic, asked_of(asker), seconds=settings.sample_seconds)
+            sampling = asyncio.create_task(history.run())
+            hub = Hub((*contents.topics(), charts.topic(history)), asker)
             try:
                 async with hub:
                     yield State(
@@ -94,17 +99,19 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
                         trunk=trunk,
                         settings=settings,
                         registry=registry,
-                        traffic=metrics.traffic_in(registry),
+                        traffic=traffic,
                         remembered=remembered,
                         managing=asyncio.Lock(),
                         keys=keys,
                         sessions=Sessions(keys, time.monotonic),
                         hub=hub,
                         entries=contents.entries(),
+                        history=history,
                     )
             finally:
-                following.cancel()
-                await asyncio.wait({following})
+                for task in (following, sampling):
+                    task.cancel()
+                await asyncio.wait({following, sampling})
                 remembered.keep()
                 trunk.close()
 

@@ -43,6 +43,10 @@ class Child:
                 self._process.kill()
                 self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def check(self) -> None:
         """Raises ChildError when it has ended."""
         if (status := self._process.poll()) is not None:

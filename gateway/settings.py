@@ -60,6 +60,7 @@ class Settings(BaseSettings):
     backoff_max_seconds: float = Field(default=60, gt=0)
     max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open
     probe_seconds: float = Field(default=2, gt=0)  # time limit of the questions behind /health and /ready
+    sample_seconds: float = Field(default=15, ge=1, le=15)  # between two samples for the charts of the dashboard
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
 

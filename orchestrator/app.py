@@ -26,6 +26,7 @@ from orchestrator.batch_store import BatchStore
 from orchestrator.batches import Batches
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import read_catalogue
+from orchestrator.cluster import cluster_of
 from orchestrator.confidential import MASK, is_secret, redacted
 from orchestrator.deps import Orchestrator, why_away, why_none
 from orchestrator.diagnosis import read_rules
@@ -46,6 +47,7 @@ from orchestrator.replicas import Replicas
 from orchestrator.routes import (
     accounts,
     batches,
+    cluster,
     groups,
     health,
     metrics,
@@ -56,6 +58,7 @@ from orchestrator.routes import (
     services,
     slots,
     tasks,
+    usage,
     vast,
     vector_db,
     vllm,
@@ -69,6 +72,7 @@ from orchestrator.store import Store, open_store
 from orchestrator.task_store import TaskStore
 from orchestrator.tasks import Away, Tasks
 from orchestrator.traffic import OTHER, Counted, Traffic
+from orchestrator.usage import usage_of
 from orchestrator.vast.keeper import open_keeper
 from orchestrator.watcher import Watcher
 from orchestrator.wire import Exchange, Reply
@@ -179,6 +183,8 @@ def _route(app: FastAPI) -> None:
         app.include_router(services.internal, prefix=prefix, include_in_schema=documented)
         app.include_router(services.router, prefix=prefix, include_in_schema=documented)
         app.include_router(preflight.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(cluster.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(usage.router, prefix=prefix, include_in_schema=documented)
         app.include_router(accounts.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
@@ -213,6 +219,8 @@ async def opened(
     ):
         work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
         watcher = _watcher(settings, work, replicas, probes, drain)
+        whole = cluster_of(scheduler, clock, settings.cluster_seconds)
+        used = usage_of(replicas, probes, clock)
         tools = Tools(work, store, replicas, watcher, clock)
         places = make_slots(listed, book, tools, timedelta(seconds=settings.wake_hold_seconds))
         registry = CollectorRegistry()
@@ -239,6 +247,8 @@ async def opened(
             services=work,
             replicas=replicas,
             watcher=watcher,
+            cluster=whole,
+            usage=used,
             slots=places,
             caretaker=caretaker,
             keeper=keeper,
@@ -252,7 +262,7 @@ async def opened(
             started_at=clock(),
         )
         settle()
-        async with turning(watcher, caretaker, places, queue):
+        async with turning(watcher, caretaker, places, queue, whole, used):
             yield one
         await caretaker.note()
 

@@ -5,9 +5,9 @@ into the queue has several runs; what happened to it in the queue costs nothing.
 for hours of the past: what is recorded is the time.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from orchestrator.models import Job, JobState
@@ -15,6 +15,7 @@ from orchestrator.settings import Prices
 
 Run = tuple[datetime, datetime]
 HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 # The scheduler's start of a job in these states is moved on when its nodes have booted.
 _BOOTING = (JobState.CONFIGURING, JobState.POWER_UP_NODE)
 
@@ -159,3 +160,27 @@ def grouped(
     return sorted(
         bills.items(), key=lambda item: (-item[1].cost, -item[1].gpu_hours, -item[1].cpu_hours, item[0] or "")
     )
+
+
+def daily(uses: Iterable[Use], prices: Prices, window: Window, now: datetime) -> list[tuple[str, Bill]]:
+    """The bill of each day of UTC that has one, as 2026-11-21, the oldest first. A job of two days is in both."""
+    bills: dict[datetime, Bill] = {}
+    for use in uses:
+        for day in _days(use, now):
+            of_day = Window(max(filter(None, (day, window.since))), min(day + DAY, window.until))
+            if of_day.since is not None and of_day.since < of_day.until:
+                one = bill(use, prices, of_day, now)
+                bills[day] = bills.get(day, Bill()) + one
+    return [(day.date().isoformat(), one) for day, one in sorted(bills.items()) if one.sessions]
+
+
+def _days(use: Use, now: datetime) -> Iterator[datetime]:
+    """The days on which a job held its nodes, by their beginnings."""
+    last: datetime | None = None
+    for start, end in runs_of(use, now):
+        day = start.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        while day < end:
+            if last is None or day > last:
+                yield day
+                last = day
+            day += DAY

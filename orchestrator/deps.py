@@ -15,6 +15,7 @@ from orchestrator.asked import idempotency_key as checked_key
 from orchestrator.batches import Batches
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import Catalogue
+from orchestrator.cluster import Cluster
 from orchestrator.diagnosis import MOST_LOG, Diagnosis, Failure, Rule, diagnose
 from orchestrator.errors import Conflict, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
@@ -23,6 +24,7 @@ from orchestrator.inference import Group, Inferences
 from orchestrator.logs import tail
 from orchestrator.models import Job, Service, ServiceStatus, status_of
 from orchestrator.quantization import Loader
+from orchestrator.question import Question
 from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replica, Replicas
 from orchestrator.retry import failed
@@ -32,6 +34,7 @@ from orchestrator.slots import Slots
 from orchestrator.store import Store
 from orchestrator.tasks import Tasks
 from orchestrator.traffic import Traffic
+from orchestrator.usage import Usage
 from orchestrator.vast.keeper import Keeper
 from orchestrator.watcher import Watcher
 
@@ -46,6 +49,8 @@ class Orchestrator:
     services: Services
     replicas: Replicas
     watcher: Watcher
+    cluster: Cluster
+    usage: Question[Usage]
     slots: Slots
     caretaker: Caretaker
     keeper: Keeper | None  # of what is rented at vast.ai

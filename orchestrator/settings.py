@@ -174,6 +174,8 @@ class Settings(BaseSettings):
     recipes: Annotated[list[Path], NoDecode] = []
     poll_seconds: float | None = Field(default=None, gt=0, le=3600)  # None: 10 under slurm, 0.5 under local
     probe_seconds: float = Field(default=1.0, gt=0, le=60)
+    # At least between two questions about the whole cluster and its queue, which are put while somebody looks.
+    cluster_seconds: float = Field(default=15, gt=0, le=3600)
     # How long a job that was recorded but never seen may stay so before it is submitted again (after a crash) or
     # given up (after a time-out of sbatch); also how long a job may be unknown to the scheduler before it is lost.
     grace_seconds: float = Field(default=60, ge=0)

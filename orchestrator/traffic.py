@@ -4,6 +4,7 @@ import itertools
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.metrics_core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -16,8 +17,17 @@ OTHER = "other"
 CLIENT_LEFT = 499  # as nginx has it: the client went away before an answer began
 _NAMES = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _METHODS: dict[bytes | str, str] = {name: name for name in _NAMES} | {name.encode(): name for name in _NAMES}
-# Seconds to the last byte: from a status to a long answer of a model.
-_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Seconds to the last byte: from a status to a long answer of a model."""
+
+
+class Totals(NamedTuple):
+    """All that was counted of one value. `failed`: with a status of 400 or more. `times`: how many took no longer than
+    each of BUCKETS, and longer than the one before; in the end how many took longer."""
+
+    requests: int
+    failed: int
+    times: tuple[int, ...]
 
 
 class Traffic(Collector):
@@ -41,13 +51,22 @@ class Traffic(Collector):
         times = self._times.get((name, value))
         if times is None:
             times = self._times[name, value] = _Times()
-        times.buckets[bisect_left(_BUCKETS, seconds)] += 1
+        times.buckets[bisect_left(BUCKETS, seconds)] += 1
         times.seconds += seconds
 
     def observe_request(self, request: Request, status: int, seconds: float) -> None:
         """Count a request that a `wire.server.Server` has answered, unless it left that to `Counted`."""
         if request.kind:
             self.observe(request.head.method, request.kind, status, seconds)
+
+    def totals(self, value: str) -> Totals:
+        counted = [(status, number) for (_, of, status), number in self._requests.items() if of == value]
+        times = [times.buckets for (_, of), times in self._times.items() if of == value]
+        return Totals(
+            requests=sum(number for _, number in counted),
+            failed=sum(number for status, number in counted if status >= 400),
+            times=tuple(map(sum, zip(*times, strict=True))) if times else (0,) * (len(BUCKETS) + 1),
+        )
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry."""
@@ -62,7 +81,7 @@ class Traffic(Collector):
             labels=self._labels,
         )
         for (method, value), times in self._times.items():
-            bounds = [*(str(float(bound)) for bound in _BUCKETS), "+Inf"]
+            bounds = [*(str(float(bound)) for bound in BUCKETS), "+Inf"]
             below = list(zip(bounds, itertools.accumulate(times.buckets), strict=True))
             timed.add_metric((method, value), below, times.seconds)
         yield counted
@@ -73,7 +92,7 @@ class _Times:
     __slots__ = ("buckets", "seconds")
 
     def __init__(self) -> None:
-        self.buckets = [0] * (len(_BUCKETS) + 1)
+        self.buckets = [0] * (len(BUCKETS) + 1)
         self.seconds = 0.0
 
 

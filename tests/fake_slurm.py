@@ -38,15 +38,28 @@ class FakeSlurm:
 
     def jobs(self) -> dict[str, dict[str, str]]:
         """The controller's jobs by id."""
-        paths = sorted((self.state / "jobs").iterdir())
-        return {p.name: dict(zip(_COLUMNS, p.read_text().rstrip("\n").split(SEPARATOR), strict=True)) for p in paths}
+        return {path.name: _columns(path) for path in sorted((self.state / "jobs").iterdir())}
 
     def change(self, job_id: str, **columns: str) -> None:
         """Make a job of this id, or change what squeue says of it."""
         defaults = dict.fromkeys(_COLUMNS, "") | {"submittime": "1795274371", "starttime": "N/A", "endtime": "N/A"}
-        content = self.jobs().get(job_id, defaults) | columns
-        (self.state / "jobs" / job_id).write_text(SEPARATOR.join(content[name] for name in _COLUMNS) + "\n")
+        path = self.state / "jobs" / job_id
+        content = (_columns(path) if path.exists() else defaults) | columns
+        path.write_text(SEPARATOR.join(content[name] for name in _COLUMNS) + "\n")
+
+    def show_nodes(self, lines: str) -> None:
+        """What sinfo prints from now on; "~" stands for the separator."""
+        (self.state / "nodes").write_text(lines.replace("~", SEPARATOR))
+
+    def queue_of_others(self, lines: str) -> None:
+        """The jobs that are ahead of ours, as squeue's columns (`orchestrator.schedulers.squeue.FIELDS`)."""
+        (self.state / "others").write_text(lines.replace("~", SEPARATOR))
 
     def forget(self, job_id: str) -> None:
         """As after MinJobAge."""
         (self.state / "jobs" / job_id).unlink()
+
+
+def _columns(path: Path) -> dict[str, str]:
+    """What is known of one job."""
+    return dict(zip(_COLUMNS, path.read_text().rstrip("\n").split(SEPARATOR), strict=True))

@@ -88,7 +88,7 @@ def halves() -> Iterator[Halves]:
     """From ready to closed. Nothing of it is left."""
     with contextlib.ExitStack() as opened:
         home = Path(opened.enter_context(tempfile.TemporaryDirectory(prefix="sg-", dir="/tmp")))
-        slurm, port = FakeSlurm(home), _free_port()
+        slurm, port = FakeSlurm(home), free_port()
         (home / "models.yaml").write_text(json.dumps(MODELS))
         _record(home / "o")
         environment = _environment(home, port, opened.enter_context(fake_hub()).url)
@@ -153,7 +153,7 @@ def _rented(opened: contextlib.ExitStack) -> dict[str, str]:
     return rented_in_the_environment(vast, CONTROL) | {"VAST_ENGINE_PORT": "8000", "VAST_WAIT_TIMEOUT_S": "2"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -35,8 +35,9 @@ NULL_FOR_ONE = (
     "replica_index",
 )  # fmt: skip
 SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", "stale_since", *NULL_FOR_ONE}
-DETAIL = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "job", "next_job", "handovers"}
-DETAIL |= {"diagnosis", "idle_timeout", "last_activity", "idle_shutdown_at", "estimated_start"}
+ROW = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "estimated_start"}
+DETAIL = ROW | {"job", "next_job", "handovers", "queue_position"}
+DETAIL |= {"diagnosis", "idle_timeout", "last_activity", "idle_shutdown_at"}
 
 
 class Client:
@@ -145,9 +146,9 @@ def test_a_started_service_has_every_key_of_the_contract(queued: Client, path: s
 def test_a_service_is_listed_shown_and_has_a_status(client: Client, ready: str, prefix: str) -> None:
     (listed,) = (s for s in client.get(f"{prefix}/services") if s["id"] == ready)
     shown = client.get(f"{prefix}/services/{ready}")
-    assert listed.keys() == SHAPE
+    assert listed.keys() == ROW
     assert shown.keys() == DETAIL
-    assert {name: shown[name] for name in SHAPE} == listed
+    assert {name: shown[name] for name in ROW} == listed
     assert client.get(f"{prefix}/services/{ready}/status") == {"status": "running"}
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", shown["endpoint"])
     assert (shown["model"], shown["reason"], shown["nodes"]) == (MODEL, "", ["localhost"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.costs import Bill, Use, Window, bill, grouped, held, run_ended, runs_of, total
+from orchestrator.costs import Bill, Use, Window, bill, daily, grouped, held, run_ended, runs_of, total
 from orchestrator.models import Job, JobState
 from orchestrator.settings import Prices
 from tests.fake_slurm import FakeSlurm
@@ -198,3 +198,18 @@ def test_what_was_used_before_a_requeue_is_not_lost(tmp_path: Path) -> None:
             assert len(await parts.store.uses(since=again)) == 1
 
     asyncio.run(work())
+
+
+def test_by_day_each_job_counts_on_the_days_on_which_it_ran() -> None:
+    """START is noon."""
+    uses = [use(0, 2), use(10, 38), use(None, None), use(98, None, (48, 49))]
+    days = [(day, one.gpu_hours, one.sessions) for day, one in daily(uses, PRICES, EVER, NOW)]
+    assert days == [
+        ("2026-11-21", 4 * (2 + 2), 2), ("2026-11-22", 4 * 24, 1), ("2026-11-23", 4 * 3, 2),
+        ("2026-11-25", 4 * 2, 1),
+    ]  # fmt: skip
+    window = Window(at(11), at(13))
+    assert [(day, one.gpu_hours) for day, one in daily(uses, PRICES, window, NOW)] == [
+        ("2026-11-21", 4), ("2026-11-22", 4),
+    ]  # fmt: skip
+    assert sum(one.gpu_hours for _, one in daily(uses, PRICES, EVER, NOW)) == total(uses, PRICES, EVER, NOW).gpu_hours

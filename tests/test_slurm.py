@@ -24,9 +24,8 @@ from orchestrator.schedulers.slurm import (
     parse_sacct,
     parse_sbatch,
     parse_squeue,
-    parse_state,
-    parse_time,
 )
+from orchestrator.schedulers.words import parse_state, parse_time
 from orchestrator.settings import Settings, Site
 from tests.fake_slurm import BIN, PATH, FakeSlurm
 

@@ -66,6 +66,7 @@ class ServiceDetail(ServiceRow):
     """All that is known of a service."""
 
     diagnosis: Diagnosis | None
+    queue_position: int | None
     job: Job
     next_job: Job | None
     handovers: int

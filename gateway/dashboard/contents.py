@@ -2,7 +2,21 @@
 
 from starlette.routing import BaseRoute
 
-from gateway.dashboard import banner, chat, events, keys, service, services, sign_in, start, static_files, vector_search
+from gateway.dashboard import (
+    audit,
+    banner,
+    charts,
+    chat,
+    cluster,
+    events,
+    keys,
+    service,
+    services,
+    sign_in,
+    start,
+    static_files,
+    vector_search,
+)
 from gateway.dashboard.hub import Topic
 from gateway.dashboard.pages import Entry, Page
 
@@ -12,6 +26,9 @@ PAGES: tuple[Page, ...] = (
     service.PAGE,
     chat.PAGE,
     vector_search.PAGE,
+    cluster.PAGE,
+    charts.PAGE,
+    audit.PAGE,
     keys.PAGE,
     # A page more: here.
     sign_in.PAGE,

@@ -2,13 +2,14 @@
 
 import asyncio
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, BeforeValidator
 
-from orchestrator.costs import Bill, Use, Window, bill, grouped, total
+from orchestrator.costs import Bill, Use, Window, bill, daily, grouped, total
 from orchestrator.deps import App, find
 from orchestrator.errors import Conflict, Invalid
 from orchestrator.ledger import Entry, Sought
@@ -16,6 +17,7 @@ from orchestrator.routes.paging import Offset, tell_total
 from orchestrator.routes.services import ServiceId
 from orchestrator.routes.shapes import public_id
 from orchestrator.routes.strict import StrictRoute
+from orchestrator.settings import Prices
 
 router = APIRouter(tags=["accounts"], route_class=StrictRoute)
 
@@ -79,7 +81,7 @@ class ServiceCosts(Amounts):
 
 
 class GroupCosts(Amounts):
-    """`key` is a service's id, who started it, its model (null for none) or its recipe."""
+    """`key` is a service's id, who started it, its model (null for none), its recipe, or a day of UTC."""
 
     key: str | None
 
@@ -135,26 +137,37 @@ async def show_costs(
     since: Since = None,
     until: Until = None,
     group_by: Annotated[
-        Literal["service", "user", "key", "model", "recipe"],
+        Literal["service", "user", "key", "model", "recipe", "day"],
         Query(description="A user is who started the service; with a key that is the key's name."),
     ] = "service",
 ) -> Costs:
-    """In all, and by group, the highest cost first. Of a job that ran beyond the window the part within it counts."""
+    """In all, and by group, the highest cost first, days in their order. Of a job that ran beyond the window the part
+    within it counts, and of one that ran on several days its part of each."""
     now, prices = app.watcher.clock(), app.settings.prices
     window = Window(since, until or now)
     if since is not None and since >= window.until:
         raise Invalid(f"since ({since.isoformat()}) must be before until ({window.until.isoformat()})")
     uses = await app.store.uses(since=since)
     # In a thread: of very many jobs this takes longer than a token may wait.
-    groups = await asyncio.to_thread(grouped, uses, group_by, prices, window, now)
+    groups, everything = await asyncio.to_thread(_added_up, uses, group_by, prices, window, now)
     return Costs(
         since=since,
         until=window.until,
         currency=prices.currency,
         group_by=group_by,
         groups=[GroupCosts(key=key, **_amounts(one)) for key, one in groups],
-        **_amounts(sum((one for _, one in groups), Bill())),
+        **_amounts(everything),
     )
+
+
+def _added_up(
+    uses: list[Use], by: str, prices: Prices, window: Window, now: datetime
+) -> tuple[Sequence[tuple[str | None, Bill]], Bill]:
+    """By group, and in all. A job of two days has run once."""
+    if by == "day":
+        return daily(uses, prices, window, now), total(uses, prices, window, now)
+    groups = grouped(uses, by, prices, window, now)
+    return groups, sum((one for _, one in groups), Bill())
 
 
 @router.get("/audit", summary="Show the record of what was done")

@@ -103,7 +103,8 @@ class ServiceRow(ServiceShape):
 
 
 class ServiceDetail(ServiceRow):
-    """All that is known of a service.
+    """All that is known of a service. `queue_position` is its job's place among those that wait in its partition, 1 for
+    the next one; null where it is not known, or not yet.
 
     `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
     `idle_timeout` is in minutes; `idle_shutdown_at` is null for never, and while a request is open.
@@ -111,6 +112,7 @@ class ServiceDetail(ServiceRow):
     """
 
     diagnosis: Diagnosis | None
+    queue_position: int | None
     job: JobShape
     next_job: JobShape | None
     handovers: int
@@ -430,6 +432,7 @@ def service_detail(
 ) -> ServiceDetail:
     """`successor`: the last job that was to take over."""
     service, job = wanted.service, wanted.job
+    waits = not (job.state.runs or job.state.ended)
     shape = service_shape(app, service, job).model_dump()
     if wanted.port is not None:
         replica = next(r for r in views(service, job, app.replicas.of(service.submission_id)) if r.port == wanted.port)
@@ -440,6 +443,7 @@ def service_detail(
         **shape,
         **_now(app, service, job, successor, wanted.port),
         diagnosis=diagnosis,
+        queue_position=app.cluster.place(job.job_id) if waits and job.job_id else None,
         job=job_shape(job),
         next_job=None if successor is None or successor.state.ended else job_shape(successor),
         handovers=service.handovers,

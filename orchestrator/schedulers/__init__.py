@@ -1,12 +1,13 @@
-"""The scheduler, as the rest of the orchestrator sees it: three verbs, two questions, and what travels through them.
+"""The scheduler, as the rest of the orchestrator sees it: three verbs, four questions, and what travels through them.
 
 The unit that travels is a bash script in a run folder of its own. To bash, `#SBATCH` lines are comments, so the very
 file that `sbatch` gets also runs as a plain process.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +64,87 @@ class Rehearsal:
     refusal: str = ""
 
 
+class NodeState(StrEnum):
+    """What a node can do for a job. DOWN takes none: it is broken, drained, reserved, or in maintenance."""
+
+    IDLE = "idle"
+    MIXED = "mixed"
+    ALLOCATED = "allocated"
+    DOWN = "down"
+
+
+@dataclass(frozen=True)
+class Cpus:
+    """`down`: of nodes that take no job."""
+
+    total: int
+    in_use: int
+    free: int
+    down: int
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """Of one type ("" where the scheduler does not name it) on one node."""
+
+    type: str
+    total: int
+    in_use: int
+
+
+@dataclass(frozen=True)
+class NodeGroup:
+    """The nodes of a partition that are in the same state. A node may be in several partitions.
+
+    `available` is the scheduler's word for the partition, `up` when it starts jobs. `time_limit` is None for none.
+    `nodes` are the names in Slurm's compact form, `number` is how many there are, 0 in a partition without any.
+    `cpus` are those of all of them, `gpus` those of one.
+    """
+
+    partition: str
+    state: NodeState
+    number: int
+    nodes: str
+    cpus: Cpus
+    gpus: tuple[Gpus, ...] = ()
+    default: bool = False
+    available: str = "up"
+    time_limit: timedelta | None = None
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job of anybody's that waits or runs. What is None is not known; `gpus` and `cpus` are of all its nodes.
+
+    `partition` is one: a job that waits in several is there once for each. `name` is "" for a job of others.
+    """
+
+    job_id: str
+    partition: str
+    state: JobState
+    mine: bool
+    reason: str = ""
+    name: str = ""
+    nodes: int | None = None
+    cpus: int | None = None
+    gpus: int | None = None
+    submitted_at: datetime | None = None
+    started_at: datetime | None = None
+    ends_at: datetime | None = None
+    starts_at: datetime | None = None  # of a job that waits: when the scheduler expects it to start
+
+
+@dataclass(frozen=True)
+class Queue:
+    """The jobs that wait or run, those that wait in the order in which the scheduler looks at them.
+
+    `whole` is False where the jobs of others are not shown, or nobody can say whether they are.
+    """
+
+    jobs: Sequence[QueuedJob] = ()
+    whole: bool = True
+
+
 class Scheduler(Protocol):
     """Runs scripts as jobs. Implementations hold no state that a restart would lose."""
 
@@ -111,4 +193,12 @@ class Scheduler(Protocol):
 
         Raises SchedulerError when the scheduler refused, SchedulerUnknown when it did not answer.
         """
+        ...
+
+    async def nodes(self) -> Sequence[NodeGroup]:
+        """The nodes of the whole cluster, as far as it shows them. Raises SchedulerUnknown when it did not answer."""
+        ...
+
+    async def queue(self) -> Queue:
+        """Everybody's jobs that have not ended. Raises SchedulerUnknown when the scheduler did not answer."""
         ...

@@ -18,7 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
-from orchestrator.schedulers import JobInfo, JobSpec, Rehearsal
+from orchestrator.schedulers import JobInfo, JobSpec, NodeGroup, Queue, Rehearsal
+from orchestrator.schedulers.machine import machine
 
 # What a job inherits. Everything else stays behind: the orchestrator's own environment may hold tokens.
 _INHERITED = ("PATH", "HOME", "USER", "LANG", "LOGNAME", "SHELL", "TMPDIR", "TERM", "CUDA_VISIBLE_DEVICES")
@@ -224,6 +225,14 @@ class Local:
             pause = min(2 * pause, 0.2)
             kill = time.monotonic() - started >= self._grace
             ended = await asyncio.to_thread(self._has_ended, name, kill=kill)
+
+    async def nodes(self) -> Sequence[NodeGroup]:
+        """This machine."""
+        return [await asyncio.to_thread(machine, self._environment)]
+
+    async def queue(self) -> Queue:
+        """A plain process never waits."""
+        return Queue()
 
     # What follows runs in worker threads.
 

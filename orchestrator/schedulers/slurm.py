@@ -1,4 +1,4 @@
-"""Slurm through its command line: sbatch, squeue, scontrol, scancel. Parsing is in pure functions of its own.
+"""Slurm through its command line: sbatch, squeue, sinfo, scontrol, scancel. Parsing is in pure functions of its own.
 
 Text with explicit separators, not `--json`, whose schema changes between releases.
 """
@@ -12,12 +12,15 @@ import re
 import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
-from orchestrator.schedulers import JobInfo, JobSpec, Rehearsal
+from orchestrator.schedulers import JobInfo, JobSpec, NodeGroup, Queue, Rehearsal
+from orchestrator.schedulers.sinfo import SINFO, parse_sinfo
+from orchestrator.schedulers.squeue import SCONTROL, hides_jobs, new_mark, parse_queue, squeue
+from orchestrator.schedulers.words import REASONLESS, number, parse_state, parse_time
 
 SEPARATOR = "\x1f"
 FIELDS = (
@@ -37,7 +40,6 @@ SACCT = (
 _MOST_HOSTS = 10_000  # of one job
 _MOST_ESTIMATING = 10.0  # seconds: nobody waits for an estimate
 _NAMES_AT_ONCE = 1000  # one word of a command line may have 128 KiB
-_REASONLESS = frozenset({"", "None", "(null)"})
 # The answer was lost, so nothing is known: the job may have been accepted.
 _AMBIGUOUS = re.compile(
     r"timed out|time-?out|unable to contact|connection (refused|reset)|not responding", re.IGNORECASE
@@ -65,6 +67,7 @@ class Slurm:
     name: str = "slurm"
     bind_host: str = "0.0.0.0"  # engines are reached from the login node; each asks for its own key
     environment: Mapping[str, str] = field(default_factory=lambda: clean_environment(os.environ))
+    user: int = field(default_factory=os.getuid)
 
     async def submit(self, spec: JobSpec) -> str:
         try:
@@ -133,6 +136,30 @@ class Slurm:
             kind = SchedulerUnknown if _AMBIGUOUS.search(words) else SchedulerError
             raise kind(f"scancel: {words}")
 
+    async def nodes(self) -> Sequence[NodeGroup]:
+        return parse_sinfo(await self._told(*SINFO))
+
+    async def queue(self) -> Queue:
+        mark = new_mark()
+        text = await self._told(*squeue(mark))
+        # In a thread: of very many jobs this takes longer than a token may wait.
+        jobs = await asyncio.to_thread(parse_queue, text, mark, self.user)
+        return Queue(jobs, whole=any(not job.mine for job in jobs) or await self._shows_all())
+
+    async def _shows_all(self) -> bool:
+        """Whether the jobs of others would be shown if there were any."""
+        try:
+            return hides_jobs(await self._told(*SCONTROL)) is False
+        except SchedulerUnknown:
+            return False
+
+    async def _told(self, *argv: str) -> str:
+        """What a command has printed that only asks. Raises SchedulerUnknown when it did not succeed."""
+        output = await self._run(*argv)
+        if output.status != 0:
+            raise SchedulerUnknown(f"{argv[0]}: {_words_of(output)}")
+        return output.stdout
+
     async def _run(self, *argv: str) -> Output:
         """Run a command to its end. Raises SchedulerUnknown when it does not end in time, NotRun when there is none."""
         try:
@@ -184,7 +211,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 def _words_of(output: Output) -> str:
     """The command's own words: stderr, else stdout, on one line and of a bearable length."""
     text = " ".join((output.stderr.strip() or output.stdout.strip()).split())
-    text = re.sub(r"^(sbatch|scancel|squeue|sacct): ", "", text).removeprefix("error: ")
+    text = re.sub(r"^(sbatch|scancel|squeue|sacct|sinfo|scontrol): ", "", text).removeprefix("error: ")
     return text[:1000] or f"ended with status {output.status} and no message"
 
 
@@ -243,7 +270,7 @@ def parse_squeue_line(line: str) -> JobInfo | None:
     Older releases have no RestartCnt or exit_code column; what is missing or unreadable there is 0 or None.
     """
     values = [value.strip() for value in line.split(SEPARATOR)]
-    if len(values) < len(FIELDS) or _number(values[0], 18) is None:
+    if len(values) < len(FIELDS) or number(values[0], 18) is None:
         return None
     job_id, name, state, reason, nodes, submitted, started, ends, exit_code, restarts = values[: len(FIELDS)]
     known = parse_state(state)
@@ -251,14 +278,14 @@ def parse_squeue_line(line: str) -> JobInfo | None:
         job_id=job_id,
         name=name,
         state=known,
-        reason="" if reason in _REASONLESS else reason,
-        nodes="" if nodes in _REASONLESS else nodes,
+        reason="" if reason in REASONLESS else reason,
+        nodes="" if nodes in REASONLESS else nodes,
         exit_code=parse_exit_code(exit_code) if known.ended else None,
         submitted_at=parse_time(submitted),
         started_at=None if known is JobState.PENDING else parse_time(started),
         ended_at=parse_time(ends) if known.ended else None,
         ends_at=None if known.ended else parse_time(ends),
-        restarts=_number(restarts, 9) or 0,
+        restarts=number(restarts, 9) or 0,
         starts_at=parse_time(started) if known is JobState.PENDING else None,
     )
 
@@ -269,30 +296,13 @@ def parse_sacct(text: str) -> list[JobInfo]:
     return [job for line in lines if (job := parse_squeue_line(line + SEPARATOR)) is not None]
 
 
-def parse_state(text: str) -> JobState:
-    """Slurm's word, `CANCELLED by 1000` included. UNKNOWN for a word that no release known here has."""
-    word = text.split()[0].rstrip("+") if text.split() else ""
-    ours = (JobState.SUBMITTING, JobState.LOST)
-    return JobState(word) if word in JobState.__members__ and word not in ours else JobState.UNKNOWN
-
-
 def parse_exit_code(text: str) -> int | None:
     """An exit code from `7:0`, from `0:9` (ended by signal 9: 137), or from a raw wait status such as 1792."""
     if match := re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", text):
         return int(match[1]) or (128 + int(match[2]) if int(match[2]) else 0)
-    if (status := _number(text, 9)) is not None:
+    if (status := number(text, 9)) is not None:
         return 128 + (status & 0x7F) if status & 0x7F else (status >> 8) & 0xFF
     return None
-
-
-def parse_time(text: str) -> datetime | None:
-    """An epoch second as UTC; None for `N/A`, `NONE`, `Unknown` and for 0."""
-    seconds = _number(text, 11)
-    return datetime.fromtimestamp(seconds, UTC) if seconds else None
-
-
-def _number(text: str, digits: int) -> int | None:
-    return int(text) if len(text) <= digits and text.isascii() and text.isdigit() else None
 
 
 def by_name(jobs: Iterable[JobInfo]) -> dict[str, JobInfo]:

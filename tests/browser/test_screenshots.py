@@ -1,14 +1,21 @@
 """The pictures of docs/dashboard.md, by `make screenshots`."""
 
+import contextlib
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import httpx2
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.browser.conftest import Watch
-from tests.browser.site import site
+from tests.browser.site import Site, site
+from tests.browser.test_cluster_pages import NODES, OTHERS
+from tests.fake_slurm import FakeSlurm
+from tests.gateway.serving import short_folder
+from tests.queued import queued
 
 pytestmark = [pytest.mark.system, pytest.mark.browser]
 
@@ -105,3 +112,25 @@ def test_screenshots_of_the_playgrounds(opened: Callable[..., tuple[BrowserConte
         expect(page.get_by_role("region", name="Results").locator("tbody tr")).to_have_count(4)
         page.evaluate("scrollTo(0, 0)")
         take(page, "vectors")
+
+
+def test_a_screenshot_of_the_cluster(opened: Callable[..., tuple[BrowserContext, Watch]]) -> None:
+    with short_folder() as home, contextlib.ExitStack() as stack:
+        slurm, now = FakeSlurm(home), int(time.time())
+        slurm.show_nodes(NODES)
+        slurm.queue_of_others(OTHERS)
+        one = stack.enter_context(queued(home, slurm, ORCHESTRATOR_POLL_SECONDS=0.5, ORCHESTRATOR_CLUSTER_SECONDS=0.5))
+        http = stack.enter_context(httpx2.Client(base_url=one.url, trust_env=False, timeout=30))
+        for model, gpu in (("Qwen/Qwen2.5-7B-Instruct", 2), ("meta-llama/Llama-3.3-70B-Instruct", 4)):
+            body = {"recipe_name": "inference/vllm-single-node", "config": {"model": model, "gpu": gpu}}
+            assert http.post("/api/v1/services", json=body).status_code == 200
+        runs = {"state": "RUNNING", "reason": "None", "starttime": str(now - 7200), "endtime": str(now + 9000)}
+        slurm.change("100", nodelist="gpu4", **runs)
+        slurm.change("101", starttime=str(now + 1500), submittime=str(now - 600))
+        slurm.change("99", name="train_resnet", nodelist="gpu1", submittime=str(now - 9000), **runs)
+        page = opened(Site(one.url, http, {}, home, stack), viewport=DESK, color_scheme="light")[0].new_page()
+        page.goto("/ui/cluster")
+        expect(page.locator("#cluster-jobs")).to_contain_text("1 ahead")
+        expect(page.locator("#cluster-jobs .status-running")).to_have_count(2, timeout=20_000)
+        page.screenshot(path=INTO / "dashboard-cluster.png", animations="disabled")
+        assert (INTO / "dashboard-cluster.png").stat().st_size < MOST_BYTES

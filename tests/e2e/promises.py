@@ -743,6 +743,28 @@ def rented_audit(call: Call, answer: Answer) -> None:
     assert events == ["power_off_complete", "power_off_requested", "power_on_complete", "power_on_requested"]
 
 
+# The cluster
+
+
+def cluster(call: Call, answer: Answer) -> None:
+    """Two nodes with four GPUs each, of which the group has two."""
+    told = answer.json()
+    assert (told["scheduler"], told["stale_since"], told["trouble"]) == ("slurm", None, "")
+    (gpus,), (partition,) = told["gpus"], told["partitions"]
+    assert (gpus["type"], gpus["total"], gpus["free"] + gpus["in_use"]) == ("", 8, 8)
+    assert gpus["in_use"] >= 2
+    assert (partition["name"], partition["default"], partition["state"]) == ("gpu", True, "up")
+    assert (partition["time_limit"], partition["nodes"]["total"], partition["cpus"]["total"]) == (120, 2, 32)
+    assert set(call.running.values()) <= {job["service_id"] for job in told["jobs"]}
+    assert all(job["partition"] == "gpu" for job in told["jobs"] if job["state"] == "RUNNING")
+
+
+def usage(call: Call, answer: Answer) -> None:
+    told = answer.json()
+    assert told["engines"] >= 3  # of the group and of vLLM
+    assert told["prompt_tokens"] >= 0 and told["generated_tokens"] >= 0
+
+
 # Metrics and health
 
 
@@ -915,6 +937,8 @@ PROMISES = {
     "POST /api/v1/services/{id}/activity": Promise(activity, (*LLM, *GROUP, *QDRANT)),
     "GET /api/v1/services/{id}/costs": Promise(service_costs, (*LLM, *GROUP, *QDRANT)),
     "GET /api/v1/costs": Promise(costs),
+    "GET /api/v1/cluster": Promise(cluster),
+    "GET /api/v1/usage": Promise(usage),
     "GET /api/v1/audit": Promise(audit),
     "GET /api/v1/vector-db/services": Promise(vector_db_services),
     "GET /api/v1/vector-db/{id}/collections": Promise(collections, QDRANT),
