@@ -50,7 +50,9 @@ _USE = re.compile(
     r"|(/api(/v1)?)?/jobs/[^/]+/cancel"  # of one's own, see orchestrator.deps.caller_of
 )
 _MANAGE = re.compile(
-    r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/(preflight|render)|(/api(/v1)?)?/slots(/.*)?|(/api(/v1)?)?/jobs(/.*)?"
+    r"/api(/v1)?/(services|service-groups)(/.*)?|/api(/v1)?/(preflight|render)"
+    r"|/api(/v1)?/(models|images)/(pulls|pushes)(/.*)?"
+    r"|(/api(/v1)?)?/slots(/.*)?|(/api(/v1)?)?/jobs(/.*)?"
 )
 
 

@@ -24,6 +24,7 @@ from orchestrator import __version__
 from orchestrator.access import Admission
 from orchestrator.batch_store import BatchStore
 from orchestrator.batches import Batches
+from orchestrator.cache import Cache
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import read_catalogue
 from orchestrator.cluster import cluster_of
@@ -39,7 +40,10 @@ from orchestrator.inference import Group, Inferences
 from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
+from orchestrator.loading import Loading
 from orchestrator.model_list import ModelList, read_model_list
+from orchestrator.pulls import Pulls
+from orchestrator.pushes import Pushes
 from orchestrator.quantization import read_loaders
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.relay import LIFTED
@@ -54,6 +58,7 @@ from orchestrator.routes import (
     models,
     openai,
     preflight,
+    pulls,
     recipes,
     services,
     slots,
@@ -104,6 +109,8 @@ _COMPATIBLE = re.compile(r"/api(/v1)?(/services)?/(vllm|vector-db)/")
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 ATTENDED_SECONDS = 5.0  # at most, between two looks at what nobody uses
+READ_EVERY = timedelta(seconds=2)  # at most: the log of an engine that loads, however many ask
+MOST_LOADS = 1000
 MOST_WORDS = 10_000  # characters of an error: some repeat what the client sent
 
 
@@ -185,6 +192,8 @@ def _route(app: FastAPI) -> None:
         app.include_router(preflight.router, prefix=prefix, include_in_schema=documented)
         app.include_router(cluster.router, prefix=prefix, include_in_schema=documented)
         app.include_router(usage.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(pulls.router, prefix=prefix, include_in_schema=documented)
+        app.include_router(pulls.uploads, prefix=prefix, include_in_schema=documented)
         app.include_router(accounts.router, prefix=prefix, include_in_schema=documented)
         app.include_router(groups.router, prefix=prefix, include_in_schema=documented)
         app.include_router(recipes.router, prefix=prefix, include_in_schema=documented)
@@ -223,6 +232,7 @@ async def opened(
         used = usage_of(replicas, probes, clock)
         tools = Tools(work, store, replicas, watcher, clock)
         places = make_slots(listed, book, tools, timedelta(seconds=settings.wake_hold_seconds))
+        loads: Cache[Loading | None] = Cache(clock, keep=READ_EVERY, keep_error=READ_EVERY, room=MOST_LOADS)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
@@ -236,11 +246,16 @@ async def opened(
         queue = _queue(settings, TaskStore(store.connections), inferences, away, clock)
         inferences.later = queue.queue
         seconds = min(settings.poll_interval, ATTENDED_SECONDS)
+        downloads = Pulls(settings, hub, store, work.cache("vllm"), clock)
+        downloads.restore()
         caretaker = Caretaker(store, work, replicas, watcher, clock, seconds)
         one = Orchestrator(
             inferences=inferences,
             tasks=queue,
             batches=queue.batches,
+            pulls=downloads,
+            pushes=Pushes(downloads.cache, settings.home, store, clock),
+            loads=loads,
             settings=settings,
             recipes=book,
             store=store,
@@ -262,8 +277,9 @@ async def opened(
             started_at=clock(),
         )
         settle()
-        async with turning(watcher, caretaker, places, queue, whole, used):
+        async with turning(watcher, caretaker, places, queue, whole, used, downloads):
             yield one
+        loads.close()
         await caretaker.note()
 
 

@@ -7,6 +7,7 @@ the cache of huggingface_hub consists of them.
 
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from orchestrator.errors import Invalid, NotFound
 
 JSON = dict[str, Any]
 CONFIG, MODELOPT, INDEX = "config.json", "hf_quant_config.json", "model.safetensors.index.json"
+PYTORCH_INDEX = "pytorch_model.bin.index.json"
 
 _MOST_JSON = 4 << 20  # of one file: the largest config.json known has 200 KB
 _MOST_INDEX = 32 << 20
@@ -25,6 +27,9 @@ _MOST_HEADER = 100_000_000  # of a safetensors file, by its own definition
 _MOST_HEADERS = 256 << 20  # of all of a model's
 _MOST_FILES = 2000
 _GGUF = b"GGUF"
+_TOKENIZERS = frozenset({"tokenizer.json", "tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model",
+                         "sentencepiece.bpe.model", "tiktoken.model"})  # fmt: skip
+_PART = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.")
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,28 @@ def _folder(path: Path) -> Checkpoint:
     if weights is None and len(ggufs) == 1:
         weights = (path / ggufs[0]).stat().st_size
     return Checkpoint(str(path), config, modelopt, weights, gguf=bool(ggufs) and not pytorch)
+
+
+def complete(path: Path) -> bool:
+    """Whether a folder has all that an engine without a network would look for: a config.json without the code of
+    another repository, the weights that their index names, or all parts of them, and a tokenizer.
+
+    Raises OSError and Invalid where it cannot be read. A link to a content that is not there says that more is to come.
+    """
+    names = _names(path)
+    broken = any(not (path / name).exists() for name in names)
+    if broken or CONFIG not in names or names.isdisjoint(_TOKENIZERS):
+        return False
+    code = _read_json(path / CONFIG, _MOST_JSON).get("auto_map")
+    if code is not None and "--" in json.dumps(code):  # as in "owner/name--modeling.Model"
+        return False
+    for suffix, index in ((".safetensors", INDEX), (".bin", PYTORCH_INDEX)):
+        if index in names:
+            return not _missing(_read_json(path / index, _MOST_INDEX), names)
+        if weights := loaded(names, suffix):
+            parts = {(part[1], part[2]) for name in weights if (part := _PART.search(name))}
+            return all(len(parts) == int(of) for _, of in parts)
+    return False
 
 
 def loaded(names: Iterable[str], suffix: str) -> list[str]:

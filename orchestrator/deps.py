@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Annotated, cast
 
 import httpx2
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from orchestrator.access import Caller, caller_of
 from orchestrator.asked import idempotency_key as checked_key
 from orchestrator.batches import Batches
+from orchestrator.cache import Cache
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import Catalogue
 from orchestrator.cluster import Cluster
@@ -21,8 +23,12 @@ from orchestrator.errors import Conflict, NotFound, NotReady, OrchestratorError
 from orchestrator.groups import views
 from orchestrator.hub import Hub
 from orchestrator.inference import Group, Inferences
+from orchestrator.loading import MOST_LOG as MOST_LOADING
+from orchestrator.loading import Loading, loading_of
 from orchestrator.logs import tail
 from orchestrator.models import Job, Service, ServiceStatus, status_of
+from orchestrator.pulls import Pulls
+from orchestrator.pushes import Pushes
 from orchestrator.quantization import Loader
 from orchestrator.question import Question
 from orchestrator.recipes import RecipeBook
@@ -61,6 +67,9 @@ class Orchestrator:
     inferences: Inferences
     tasks: Tasks
     batches: Batches
+    pulls: Pulls
+    pushes: Pushes
+    loads: Cache[Loading | None]  # how far engines are, by their jobs, for a moment
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     registry: CollectorRegistry
     traffic: Traffic
@@ -120,6 +129,19 @@ def _diagnosed(app: Orchestrator, service: Service, job: Job) -> Diagnosis | Non
     log = "\n".join(tail(path, most=MOST_LOG // 2) for path in (folder.stdout, folder.stderr))
     failure = Failure(job.state, job.reason, job.exit_code, log)
     return diagnose(app.rules, failure, plan_of(service), most_minutes=app.settings.site.max_time_limit)
+
+
+async def loading(app: Orchestrator, wanted: Wanted) -> Loading | None:
+    """How far the engine of a service is that does not answer yet. Its log is read now and then, whoever asks."""
+    job = wanted.job
+    if not job.state.runs or app.status_of(wanted) is not ServiceStatus.CONFIGURING:
+        return None
+    return await app.loads.get(job.submission_id, partial(asyncio.to_thread, _loading, app, job))
+
+
+def _loading(app: Orchestrator, job: Job) -> Loading | None:
+    folder = app.services.folder(job.submission_id)
+    return loading_of(*(tail(path, most=MOST_LOADING) for path in (folder.stdout, folder.stderr)))
 
 
 def check_ready(app: Orchestrator, wanted: Wanted) -> Replica:

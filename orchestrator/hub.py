@@ -23,11 +23,12 @@ from orchestrator.catalogue import Catalogue
 from orchestrator.checkpoint import CONFIG, MODELOPT, Checkpoint, loaded
 from orchestrator.errors import BadRequest, Invalid, NotFound, NotReady, OrchestratorError
 from orchestrator.hub_client import RETRY_SECONDS, BoundedClient, unreachable
+from orchestrator.model_cache import CachedFile
 from orchestrator.settings import Settings, read_token
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
-    from huggingface_hub.hf_api import ExpandModelProperty_T
+    from huggingface_hub.hf_api import ExpandModelProperty_T, RepoSibling
 
 SortBy = Literal["downloads", "likes", "created_at", "last_modified", "trending_score"]
 
@@ -66,6 +67,14 @@ class HubModel:
     created_at: datetime | None
     parameters: int | None
     size_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One revision of a model: its commit and its files."""
+
+    commit: str
+    files: tuple[CachedFile, ...]
 
 
 Models = tuple[HubModel, ...]
@@ -149,6 +158,19 @@ class Hub:
 
         return await self._checkpoints.get(model_id, partial(self._ask, read, model_id))
 
+    async def listing(self, model_id: str, revision: str) -> Listing:
+        """The files of one revision, as they are now. Raises BadRequest, NotFound, also for a gated one, NotReady."""
+        check_model_id(model_id)
+
+        return await self._ask(
+            partial(listing_of, model_id=model_id, revision=revision, seconds=self.seconds), model_id
+        )
+
+    @property
+    def token(self) -> str | None:
+        """That of the jobs. Raises SettingsError where the file cannot be read."""
+        return None if self._token_file is None else read_token(self._token_file)
+
     async def _cached(self, key: tuple[Any, ...], work: Callable[["HfApi"], Models], model_id: str = "") -> Models:
         return await self._cache.get(key, partial(self._ask, work, model_id))
 
@@ -162,13 +184,13 @@ class Hub:
             )
         api = await self._connected()
 
-        def translated() -> Answer:
-            with _translated(self.endpoint, model_id):
+        def worked() -> Answer:
+            with translated(self.endpoint, model_id):
                 return work(api)
 
         try:
             async with asyncio.timeout(self.seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._pool, translated)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, worked)
         except TimeoutError as exc:
             raise unreachable(self.endpoint, f"no answer within {self.seconds:g} s") from exc
 
@@ -203,6 +225,15 @@ async def open_hub(settings: Settings, clock: Callable[[], datetime]) -> AsyncIt
         hub.close()
 
 
+def listing_of(api: "HfApi", model_id: str, revision: str, seconds: float = SECONDS) -> Listing:
+    """The files of a revision, asked now. Raises huggingface_hub's errors, also for a gated model: see `translated`."""
+    info = api.model_info(model_id, revision=revision, files_metadata=True, timeout=seconds)
+    commit, files = str(info.sha), tuple(_file(file) for file in info.siblings or ())
+    if CONFIG in {file.path for file in files}:  # of a gated model everybody may see which files there are
+        _document(api, model_id, CONFIG, commit)
+    return Listing(commit, files)
+
+
 async def model_options(hub: Hub, catalogue: Catalogue) -> list[tuple[str, int | None]]:
     """Models to choose from, as (id, number of parameters): the hub's popular ones that vLLM runs, else ours."""
     try:
@@ -231,12 +262,20 @@ def _prepared(seconds: float) -> type["HfApi"]:
 
 
 @contextmanager
-def _translated(endpoint: str, model_id: str) -> Iterator[None]:
+def translated(endpoint: str, model_id: str) -> Iterator[None]:
     """The errors of huggingface_hub become ours. It reads the hub's JSON without checking it."""
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         yield
+    except RevisionNotFoundError as exc:
+        raise NotFound(f"Model {model_id!r} has no such revision at {endpoint}; leave it out for `main`") from exc
     except GatedRepoError as exc:
         raise NotFound(_gated(endpoint, model_id)) from exc
     except RepositoryNotFoundError as exc:
@@ -251,13 +290,14 @@ def _translated(endpoint: str, model_id: str) -> Iterator[None]:
         raise unreachable(endpoint, "it answers with something that is not the hub's API (a login page?)") from exc
 
 
-def _document(api: "HfApi", model_id: str, name: str) -> dict[str, Any]:
+def _document(api: "HfApi", model_id: str, name: str, revision: str | None = None) -> dict[str, Any]:
     """A small file of a model that holds a JSON object; {} where it is not there. In memory only, unlike a download."""
     from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
     from huggingface_hub.errors import EntryNotFoundError
 
     headers = {"Authorization": f"Bearer {api.token}"} if api.token else {}
-    answer = get_session().get(hf_hub_url(model_id, name, endpoint=api.endpoint), headers=headers)
+    url = hf_hub_url(model_id, name, revision=revision, endpoint=api.endpoint)
+    answer = get_session().get(url, headers=headers)
     try:
         hf_raise_for_status(answer)
     except EntryNotFoundError:
@@ -296,6 +336,15 @@ def _unknown(endpoint: str, model_id: str) -> str:
         f"Model {model_id!r} not found at {endpoint}: it does not exist, or it is private and our token ([site] "
         "token_file) may not see it. GET /api/v1/vllm/search-models finds models."
     )
+
+
+def _file(file: "RepoSibling") -> CachedFile:
+    """Raises TypeError for a hub that does not say what is in its files, as some mirrors do not."""
+    large = file.lfs
+    size, blob = (file.size, file.blob_id) if large is None else (large.size, large.sha256)
+    if size is None or blob is None:
+        raise TypeError(f"it does not tell the hash of {file.rfilename}")
+    return CachedFile(str(file.rfilename), int(size), str(blob))
 
 
 def _model(info: "ModelInfo") -> HubModel:

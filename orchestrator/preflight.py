@@ -20,12 +20,13 @@ from orchestrator.config import Plan, resolve
 from orchestrator.errors import Invalid, NotFound, NotReady, OrchestratorError
 from orchestrator.fit import DEFAULT_SHARE, Gpu, Memory, Placed
 from orchestrator.hub import Hub
+from orchestrator.model_cache import ENGINES, ModelCache, in_gb, is_hub_id
 from orchestrator.models import new_submission_id
 from orchestrator.quantization import Loader, Quantization
 from orchestrator.recipes import Recipe, Value
 from orchestrator.schedulers import Rehearsal
-from orchestrator.services import Services
-from orchestrator.settings import Engine, Settings, SettingsError, Site
+from orchestrator.services import Services, needs_no_hub
+from orchestrator.settings import Engine, SettingsError, Site
 from orchestrator.verdict import Level, Verdict
 
 SECONDS = 15.0  # for reading a model's folder, which may lie on a file system that hangs
@@ -161,7 +162,8 @@ async def preflight(
         finding = group.create_task(_find(services, hub, aim))
     (checkpoint, found), (rehearsal, said) = finding.result(), rehearsing.result()
     verdicts, memory, quantised = judge(aim, checkpoint, known)
-    every = (*found, *verdicts, *said)
+    fetched = [] if checkpoint is None else await _fetched(services, aim, checkpoint.weights)
+    every = (*found, *verdicts, *fetched, *said)
     return Report(
         ok=all(verdict.level is not Level.ERROR for verdict in every),
         model=plan.model,
@@ -177,7 +179,7 @@ async def preflight(
 async def _rehearse(services: Services, aim: Aim) -> tuple[Rehearsal | None, list[Verdict]]:
     """The scheduler's word; None where there is no script to ask about."""
     try:
-        script = services.script_of(aim.recipe, aim.plan, new_submission_id())
+        script = await services.script_of(aim.recipe, aim.plan, new_submission_id())
     except (Invalid, SettingsError) as exc:
         text = f"the job's script cannot be rendered: {exc}"
         return None, [Verdict("script", Level.ERROR, text, "see to that first: the service would be refused for it")]
@@ -210,7 +212,11 @@ async def _find(services: Services, hub: Hub, aim: Aim) -> tuple[Checkpoint | No
     try:
         return await (_read(Path(source).expanduser()) if aim.on_disk else hub.checkpoint(source)), []
     except NotReady as exc:
-        kept = None if aim.on_disk else await _kept(services.settings, aim)
+        kept = (
+            None
+            if aim.on_disk
+            else await asyncio.to_thread(_kept, services.cache(aim.plan.engine, aim.plan.environment), source)
+        )
         if kept is None:
             return None, [Verdict("model", Level.UNKNOWN, str(exc), "ask again later, or start the service as it is")]
         text = f"the hub cannot be asked; what is said is of the copy in {kept.where}"
@@ -247,22 +253,36 @@ async def _read(path: Path) -> Checkpoint:
         raise NotReady(f"the folder {path} was not read within {SECONDS:g} s; does its file system answer?") from exc
 
 
-async def _kept(settings: Settings, aim: Aim) -> Checkpoint | None:
+def _kept(cache: ModelCache, model: str) -> Checkpoint | None:
     """The newest copy of a model of the hub in the cache that the jobs use, where there is one."""
-    engine = settings.site.engines.get(aim.plan.engine, Engine())
-    contained = (engine.runtime or settings.site.runtime) in ("docker", "podman")
-    own = settings.site.cache_dir is not None or contained
-    root = settings.cache_path / "huggingface" if own else Path.home() / ".cache" / "huggingface"
-    folder = root / "hub" / f"models--{(aim.plan.model or '').replace('/', '--')}" / "snapshots"
+    try:
+        copies = sorted((cache.folder(model) / "snapshots").iterdir(), key=lambda copy: copy.stat().st_mtime)
+        return read_checkpoint(copies[-1]) if copies else None
+    except (OSError, OrchestratorError):
+        return None  # the hub's own words are the answer then
 
-    def read() -> Checkpoint | None:
-        try:
-            copies = sorted(folder.iterdir(), key=lambda copy: copy.stat().st_mtime)
-            return read_checkpoint(copies[-1]) if copies else None
-        except (OSError, OrchestratorError):
-            return None  # the hub's own words are the answer then
 
-    return await asyncio.to_thread(read)
+async def _fetched(services: Services, aim: Aim, weights: int | None) -> list[Verdict]:
+    """Whether a job would have to download its model. `weights`: bytes, None where they are not known."""
+    model, plan = aim.plan.model or "", aim.plan
+    if aim.on_disk or plan.engine not in ENGINES or not is_hub_id(model):
+        return []
+    there = await asyncio.to_thread(services.cache(plan.engine, plan.environment).has, model)
+    return [in_cache(aim, there=there, offline=needs_no_hub(plan), size=weights)]
+
+
+def in_cache(aim: Aim, *, there: bool, offline: bool, size: int | None) -> Verdict:
+    """`offline`: the engine wants nothing of the hub but its model."""
+    if there:
+        text = "the model is in the jobs' cache" + ("; the job asks nothing of the hub" if offline else "")
+        return Verdict("cache", Level.OK, text)
+    model, pull = aim.plan.model, f"sluice models pull {aim.plan.model}"
+    environment = aim.site.environment | aim.plan.environment
+    if environment.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+        text = f"{model} is not in the jobs' cache, and HF_HUB_OFFLINE forbids the job to download it"
+        return Verdict("cache", Level.ERROR, text, pull)
+    amount = "" if size is None else f", {in_gb(size)}"
+    return Verdict("cache", Level.OK, f"the model would be downloaded by the job{amount}", f"{pull} does it before")
 
 
 def judge(

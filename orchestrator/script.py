@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from orchestrator.confidential import is_secret
 from orchestrator.config import SCRIPT_NAMES, Plan
 from orchestrator.errors import Invalid
+from orchestrator.model_cache import cache_variables
 from orchestrator.recipes import ENVIRONMENT_NAME, Recipe, builtin_recipes
 from orchestrator.runs import RunFolder
 from orchestrator.settings import Engine, Runtime, SettingsError, Site
@@ -43,6 +44,8 @@ class Target:
     bind_host: str
     python: str
     cache_dir: Path
+    offline: bool = False  # the model is complete in the jobs' cache: the engine need not ask the hub
+    image: Path | None = None  # the file of the recipe's image, where it has been pulled
 
     def volume(self, plan: Plan) -> Path | None:
         """The plan's volume. It lies beside the run folders."""
@@ -132,10 +135,9 @@ def _quoted(value: Any) -> str:
 def _environment(recipe: Recipe, plan: Plan, site: Site, target: Target) -> dict[str, str]:
     """What the script exports: the user's word before the engine's before the site's before the recipe's."""
     engine = site.engines.get(plan.engine, Engine())
-    exported = {"SLUICE_CACHE_DIR": str(target.cache_dir)}
-    # In docker and podman the engine has no home of its own to cache in.
-    if site.cache_dir is not None or (engine.runtime or site.runtime) in ("docker", "podman"):
-        exported |= {"HF_HOME": f"{target.cache_dir}/huggingface", "VLLM_CACHE_ROOT": f"{target.cache_dir}/vllm"}
+    exported = {"SLUICE_CACHE_DIR": str(target.cache_dir)} | cache_variables(site, engine, target.cache_dir)
+    if target.offline:
+        exported["HF_HUB_OFFLINE"] = "1"
     exported |= recipe.environment | site.environment | engine.environment | plan.environment
     for name in exported:
         if not ENVIRONMENT_NAME.fullmatch(name) or SCRIPT_NAMES.fullmatch(name):
@@ -230,7 +232,7 @@ def launcher(recipe: Recipe, plan: Plan, site: Site, target: Target, exported: l
     runtime = engine.runtime or site.runtime
     if runtime == "none":
         return []
-    image = plan.image or engine.image or recipe.image
+    image = target.image or image_of(recipe, plan, site)
     if image is None:
         raise Invalid(
             f"the site runs engines in {runtime}, but no image is known for {plan.engine}: "
@@ -239,8 +241,13 @@ def launcher(recipe: Recipe, plan: Plan, site: Site, target: Target, exported: l
     binds = _binds(plan, site, target)
     if runtime == "apptainer":
         gpu = ["--nv"] if plan.resources.gpu else []
-        return ["apptainer", "exec", *gpu, *(word for bind in binds for word in ("--bind", bind)), image]
-    return [*_docker(runtime, plan, binds, target, exported), image.removeprefix("docker://")]
+        return ["apptainer", "exec", *gpu, *(word for bind in binds for word in ("--bind", bind)), str(image)]
+    return [*_docker(runtime, plan, binds, target, exported), str(image).removeprefix("docker://")]
+
+
+def image_of(recipe: Recipe, plan: Plan, site: Site) -> str | None:
+    """The image that an engine runs in, where one is known."""
+    return plan.image or site.engines.get(plan.engine, Engine()).image or recipe.image
 
 
 def _docker(runtime: str, plan: Plan, binds: list[str], target: Target, exported: list[str]) -> list[str]:

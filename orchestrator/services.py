@@ -6,7 +6,7 @@ import secrets
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from orchestrator.confidential import MASK, masked
 from orchestrator.config import Plan, resolve, secrets_of
 from orchestrator.costs import Use
 from orchestrator.errors import Conflict, Invalid, NotFound, SchedulerError, SchedulerUnknown, StateFull, not_written
+from orchestrator.images import file_of
+from orchestrator.model_cache import ENGINES, ModelCache, cache_of, is_hub_id, wants_more
 from orchestrator.model_list import Listing
 from orchestrator.models import Job, JobState, Service, new_submission_id
 from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.retry import amended, failed
 from orchestrator.runs import RunFolder
 from orchestrator.schedulers import JobSpec, Rehearsal, Scheduler
-from orchestrator.script import Target, render, site_secrets
-from orchestrator.settings import Settings, SettingsError, read_token
+from orchestrator.script import Target, image_of, render, site_secrets
+from orchestrator.settings import Engine, Settings, SettingsError, read_token
 from orchestrator.store import Store, Why
 from orchestrator.volumes import make_volume, volume_path
 
@@ -59,7 +61,7 @@ class Services:
         """
         if idempotency_key is not None and (found := await self.store.by_idempotency_key(idempotency_key)):
             return self._again(*found, recipe_name, config)
-        service, job, script, keys = self._prepare(recipe_name, config, idempotency_key, actor, listing)
+        service, job, script, keys = await self._prepare(recipe_name, config, idempotency_key, actor, listing)
         await self._afford(service)
         folder = self.folder(job.submission_id)
         self.submitting.add(job.submission_id)
@@ -169,7 +171,7 @@ class Services:
             raise Conflict(f"the first request with this Idempotency-Key cannot be compared with: {exc}") from exc
         return all(hmac.compare_digest(kept.get(name, value).encode(), value.encode()) for name, value in given.items())
 
-    def _prepare(
+    async def _prepare(
         self,
         recipe_name: str,
         config: Mapping[str, Any],
@@ -183,7 +185,7 @@ class Services:
             place = {"listed": listing.model, "slot": listing.slot, "image": listing.image, "price": listing.price}
             plan = plan.model_copy(update=place)
         submission_id, now = new_submission_id(), self.clock()
-        script = self.script_of(recipe, plan, submission_id)
+        script = await self.script_of(recipe, plan, submission_id)
         service = Service(
             submission_id=submission_id,
             job=submission_id,
@@ -222,7 +224,7 @@ class Services:
         )
         try:
             recipe = self.recipes.find(service.recipe_name)
-            script = self.script_of(recipe, plan_of(service), submission_id)
+            script = await self.script_of(recipe, plan_of(service), submission_id)
             given = self._given(service, job)
             self.folder(submission_id).write(script, self._secrets(recipe) | given)
         except (NotFound, Invalid, SettingsError) as exc:
@@ -265,15 +267,32 @@ class Services:
                 raise not_written(Path(tempfile.gettempdir()), exc) from exc
             return await self.scheduler.rehearse(path)
 
-    def rendered(self, recipe_name: str, config: Mapping[str, Any]) -> str:
+    async def rendered(self, recipe_name: str, config: Mapping[str, Any]) -> str:
         """The script that `start` would submit, for a job of its own. Raises as `start` does; nothing is recorded."""
         recipe = self.recipes.find(recipe_name)
         plan = resolve(recipe, config, self.settings.site, idle_minutes=self.settings.idle_minutes)
-        return self.script_of(recipe, plan, new_submission_id())
+        return await self.script_of(recipe, plan, new_submission_id())
 
-    def script_of(self, recipe: Recipe, plan: Plan, submission_id: str) -> str:
-        """The script of one job. Raises Invalid for a value that cannot stand in it, else SettingsError."""
-        return render(recipe, plan, self.settings.site, self._target(submission_id))
+    async def script_of(self, recipe: Recipe, plan: Plan, submission_id: str) -> str:
+        """The script of one job, in the light of what has been fetched before. Raises Invalid for a value that cannot
+        stand in it, else SettingsError."""
+        there = await asyncio.to_thread(self._there, recipe, plan)
+        return render(recipe, plan, self.settings.site, replace(self._target(submission_id), **there))
+
+    def cache(self, engine: str, own: Mapping[str, str] | None = None) -> ModelCache:
+        """Where the jobs of an engine keep models of the hub. `own`: the variables of one service."""
+        return cache_of(self.settings.site, engine, self.settings.cache_path, Path.home(), own)
+
+    def _there(self, recipe: Recipe, plan: Plan) -> dict[str, Any]:
+        """Of a target, what depends on files: whether the model is complete in the cache, and the image's file."""
+        site = self.settings.site
+        image, folder = image_of(recipe, plan, site), site.image_folder
+        pulled = None if image is None or folder is None or "://" not in image else file_of(folder, image)
+        apptainer = (site.engines.get(plan.engine, Engine()).runtime or site.runtime) == "apptainer"
+        return {
+            "offline": needs_no_hub(plan) and self.cache(plan.engine, plan.environment).has(plan.model or ""),
+            "image": pulled if apptainer and pulled is not None and pulled.is_file() else None,
+        }
 
     def _target(self, submission_id: str) -> Target:
         return Target(
@@ -341,6 +360,13 @@ class Services:
 def job_name(submission_id: str) -> str:
     """The name that identifies a job for ever. Other users of the cluster can read it."""
     return f"sluice-{submission_id}"
+
+
+def needs_no_hub(plan: Plan) -> bool:
+    """Whether an engine wants nothing of the hub but the files of its model, which is one of the hub."""
+    lists = [value for value in plan.parameters.values() if isinstance(value, list)]
+    words = [word for words in lists for word in words]
+    return plan.engine in ENGINES and is_hub_id(plan.model or "") and not wants_more(words)
 
 
 def plan_of(service: Service) -> Plan:

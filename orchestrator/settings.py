@@ -56,11 +56,16 @@ class Site(BaseModel):
     runtime: Runtime = "none"
     bind: list[str] = []  # further folders that containers see, "path" or "path:path:ro"
     cache_dir: str | None = None  # models and compile caches, on a file system that the compute nodes see
+    image_dir: str | None = None  # where `sluice images pull` puts images for apptainer, and recipes look for them
     python: str | None = None  # the interpreter of Python engines on the compute nodes; None: the orchestrator's own
     environment: dict[str, str] = {}  # exported in every job
     slurm_environment: list[str] = []  # further variables that Slurm's commands get, and so does each job
     token_file: str | None = None  # a file with a Hugging Face token, read when a service is started
     engines: dict[str, Engine] = {}
+
+    @property
+    def image_folder(self) -> Path | None:
+        return None if self.image_dir is None else Path(self.image_dir).expanduser().absolute()
 
     @field_validator("extra_directives")
     @classmethod

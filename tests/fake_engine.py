@@ -15,7 +15,8 @@ Environment: FAKE_LOAD_SECONDS (as --load-seconds), FAKE_TOKEN_SECONDS (as `dela
 (seconds since its start) with FAKE_EXIT_CODE. FAKE_METRICS: a folder whose file named like our port, where there is
 one, is what /metrics says, read each time. FAKE_BROKEN: a folder; while a file named like our port is there, text is
 answered with status 500 and /health stays green. FAKE_SLOTS: how many answers are generated at once, all unless given;
-further ones wait. A model named *-base has no chat template.
+further ones wait. FAKE_SAYS: what it writes to stderr before it loads, with \\r and \\n. A model named *-base has no
+chat template.
 """
 
 import argparse
@@ -479,6 +480,9 @@ async def serve(options: argparse.Namespace, environment: dict[str, str]) -> int
     after = environment.get("FAKE_EXIT_AFTER")
     try:
         async with asyncio.timeout(float(after) if after else None):
+            if said := environment.get("FAKE_SAYS"):
+                sys.stderr.write(said.replace("\\r", "\r").replace("\\n", "\n"))
+                sys.stderr.flush()
             if options.load_seconds:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopped.wait(), options.load_seconds)

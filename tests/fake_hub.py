@@ -1,11 +1,13 @@
 """A program that looks like the Hugging Face Hub to huggingface_hub: GET /api/models and /api/models/{id}.
 
-A model's small files are at /{id}/resolve/main/{name}: those that stand under `files` in its description.
+A model's small files are at /{id}/resolve/main/{name}: those that stand under `files` in its description. A model made
+by `whole` has contents, with the hashes of the hub, in ranges too; they come through a `gate` that a test may shut.
 
 With the hub's own ways: fields only where `expand` names them, pages of at most 100 with a Link header, 307 for a
 renamed model, 401 with X-Error-Code for what an anonymous client may not see, sizes of files only with `blobs`.
 """
 
+import hashlib
 import json
 import threading
 import time
@@ -60,6 +62,31 @@ PARAMETERS_ONLY = model(
     "tiny/counted", "LlamaForCausalLM", 5,
     safetensors={"parameters": {"F32": 100, "BF16": 1000}, "total": 1100}, siblings=[],
 )  # fmt: skip
+COMMIT = "7ae557604adf67be50417f59c2c2f167def9a775"
+
+
+def whole(model_id: str, contents: dict[str, bytes], **more: Any) -> JSON:
+    """A model whose files are really there. Weights are stored by git LFS, all else by git."""
+    siblings = [_sibling(name, content) for name, content in contents.items()]
+    return model(model_id, "LlamaForCausalLM", 3, siblings=siblings, contents=contents, sha=COMMIT, **more)
+
+
+def _sibling(name: str, content: bytes) -> JSON:
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    found: JSON = {"rfilename": name, "size": len(content), "blobId": git}
+    if name.endswith((".safetensors", ".bin")):
+        found["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+    return found
+
+
+TINY = {
+    "config.json": b'{"architectures": ["LlamaForCausalLM"]}',
+    "tokenizer.json": b"{}",
+    "README.md": b"A model of 300 kB.",
+    "model.safetensors": bytes(range(256)) * 1200,
+    "pytorch_model.bin": bytes(1000),
+}
+SMALL = whole("tiny/whole", TINY)
 ODD: JSON = model("odd/fields", None, 1) | dict.fromkeys(("downloads", "likes", "tags", "createdAt", "pipeline_tag"))
 
 
@@ -75,6 +102,8 @@ class FakeHub:
     queries: list[dict[str, list[str]]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+    shut_at: int | None = None  # bytes of a content after which it stops, until this is None
+    ranges: list[str] = field(default_factory=list)  # that were asked for
 
     def listed(self, query: dict[str, list[str]]) -> list[JSON]:
         wanted = query.get("search", [""])[0].lower()
@@ -100,8 +129,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer_badly()
         elif path == "/api/models":
             self.answer_list(query)
-        elif "/resolve/main/" in path:
-            self.answer_file(*path.removeprefix("/").split("/resolve/main/", 1))
+        elif "/resolve/" in path:
+            model_id, _, rest = path.removeprefix("/").partition("/resolve/")
+            self.answer_file(model_id, rest.partition("/")[2])
         else:
             self.answer_model(path.removeprefix("/api/models/"), query)
 
@@ -135,12 +165,16 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, found[at : at + size], headers)
 
     def answer_model(self, model_id: str, query: dict[str, list[str]]) -> None:
+        model_id, _, revision = model_id.partition("/revision/")
+        if revision not in ("", "main", COMMIT):
+            self.send(404, {"error": "Invalid rev id"}, {"X-Error-Code": "RevisionNotFound"})
+            return
         if model_id == "gpt2":
             self.send(307, {}, {"Location": f"/api/models/openai-community/gpt2?{urlsplit(self.path).query}"})
         elif model_id == "meta-llama/gated":
             self.send(401, {"error": "Access to model is restricted"}, {"X-Error-Code": "GatedRepo"})
         elif found := next((m for m in self.hub.models if m["id"] == model_id), None):
-            hidden = {"files"} if "blobs" in query else {"files", "siblings"}
+            hidden = {"files", "contents"} if "blobs" in query else {"files", "contents", "siblings"}
             self.send(200, {key: found[key] for key in found if key not in hidden})
         elif self.headers.get("authorization") == f"Bearer {TOKEN}":
             self.send(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
@@ -154,8 +188,26 @@ class Handler(BaseHTTPRequestHandler):
             self.send(403, {"error": "Access to model is restricted"}, {"X-Error-Code": "GatedRepo"})
         elif name in found.get("files", {}):
             self.send(200, found["files"][name])
+        elif name in found.get("contents", {}):
+            self.send_content(found["contents"][name])
         else:
             self.send(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+
+    def send_content(self, content: bytes) -> None:
+        given = self.headers.get("range", "")
+        at = int(given.removeprefix("bytes=").partition("-")[0] or 0)
+        self.hub.ranges += [given] if given else []
+        self.send_response(206 if given else 200)
+        self.send_header("Content-Length", str(len(content) - at))
+        if given:
+            self.send_header("Content-Range", f"bytes {at}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        for start in range(at, len(content), 10_000):
+            while self.hub.shut_at is not None and start >= self.hub.shut_at:
+                self.wfile.flush()
+                if self.hub.ended.wait(0.02):
+                    return
+            self.wfile.write(content[start : start + 10_000])
 
     def trickle(self) -> None:
         self.send_response(200)

@@ -28,7 +28,7 @@ from gateway.settings import environment_of_a_child
 from orchestrator.models import Batch, BatchState, StoredFile, TaskState
 from orchestrator.sqlite import prepare
 from orchestrator.task_store import new_task
-from tests.fake_hub import fake_hub
+from tests.fake_hub import TINY, fake_hub, whole
 from tests.fake_slurm import PATH, FakeSlurm
 from tests.fake_vast import fake_vast
 from tests.orchestrating import FAKE_ENGINE, until
@@ -44,6 +44,7 @@ COLLECTION = "books"
 # A model that nothing ever loads, since the fake Slurm's queue does not move.
 SLOT, ASLEEP = "main", "asleep"
 MODELS = {"models": {ASLEEP: {"recipe": "inference/llamacpp-cpu", "slot": SLOT}}}
+PULLS = {"model": f"pull_{'1' * 32}", "image": f"pull_{'2' * 32}"}
 # Of a request that was queued and answered, of files, of a batch that is complete: in the database from the beginning.
 JOB, BATCH = f"job_{0:032x}", f"batch_{0:032x}"
 FILE, *MORE_FILES = (f"file-{number:032x}" for number in range(4))
@@ -91,7 +92,9 @@ def halves() -> Iterator[Halves]:
         slurm, port = FakeSlurm(home), free_port()
         (home / "models.yaml").write_text(json.dumps(MODELS))
         _record(home / "o")
-        environment = _environment(home, port, opened.enter_context(fake_hub()).url)
+        hub = opened.enter_context(fake_hub())
+        hub.models.append(whole("tiny/whole", TINY))
+        environment = _environment(home, port, hub.url)
         environment |= _rented(opened)
         orchestrator = opened.enter_context(Child("orchestrator", environment, home / "orchestrator.log"))
         gateway = opened.enter_context(Child("gateway", environment, home / "gateway.log"))
@@ -104,11 +107,20 @@ def halves() -> Iterator[Halves]:
         yield both
 
 
+def _pull(kind: str) -> str:
+    """What is known of a download that is over, as JSON."""
+    about = {"id": PULLS[kind], "kind": kind, "name": "me/mine", "target": "/tmp/mine", "total": 3, "actor": "me"}
+    return json.dumps(about | {"state": "done", "created_at": datetime.now(UTC).isoformat()})
+
+
 def _record(home: Path) -> None:
     """A state folder as an orchestrator has left it that had answered a queued request and a batch."""
     home.mkdir(mode=0o700)
     (home / "files").mkdir(mode=0o700)
     prepare(home / "orchestrator.db")
+    (home / "pulls").mkdir(mode=0o700)
+    for kind, identity in PULLS.items():
+        (home / "pulls" / f"{identity}.json").write_text(_pull(kind))
     now, later = datetime.now(UTC), datetime.now(UTC) + timedelta(days=1)
     task = new_task(actor="me", target="/v1/completions", model="m", body=b"{}", at=now, expires_at=later)
     task.id, task.state, task.status, task.result = JOB, TaskState.DONE, 200, b"{}"
@@ -133,7 +145,7 @@ def _environment(home: Path, port: int, hub: str) -> dict[str, str]:
     inherited = environment_of_a_child(
         ORCHESTRATOR_HOME=str(home / "o"),
         ORCHESTRATOR_SOCKET=str(home / "o.sock"),
-        ORCHESTRATOR_SITE=json.dumps(SITE),
+        ORCHESTRATOR_SITE=json.dumps(SITE | {"image_dir": str(home / "images")}),
         ORCHESTRATOR_MODELS=str(home / "models.yaml"),
         ORCHESTRATOR_WAKE_HOLD_SECONDS="0.1",
         ORCHESTRATOR_POLL_SECONDS="0.2",

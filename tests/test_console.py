@@ -6,7 +6,8 @@ import pytest
 
 from gateway.client import ApiError, BrokenAnswer, NotReachable
 from gateway.console.desk import status_of
-from gateway.console.progress import Story, length, told
+from gateway.console.fetching import told as told_of_a_pull
+from gateway.console.progress import Story, about, amount, length, told
 from gateway.console.tables import Column, pairs, plain, said, tabbed
 from gateway.console.wanted import Options, UsageError, config_of
 from gateway.settings import SettingsError, address
@@ -53,6 +54,12 @@ def service(status: str, state: str = "PENDING", **more: Any) -> Any:
 QUEUED = service("pending", reason="Priority", estimated_start="2026-11-21T12:10:00Z")
 STARTING = service("configuring", "CONFIGURING", nodes=["node1"])
 LOADING = service("configuring", "RUNNING", nodes=["node1"], reason="it loads")
+HALF = LOADING | {
+    "progress": {"phase": "loading", "percent": 50.0, "text": "Loading safetensors checkpoint shards 2/4"}
+}
+COMPILING = LOADING | {
+    "progress": {"phase": "compiling", "percent": None, "text": "Dynamo bytecode transform time: 6.31 s"}
+}
 READY = service("running", "RUNNING", nodes=["node1"], endpoint="http://node1:8001")
 
 
@@ -66,8 +73,12 @@ READY = service("running", "RUNNING", nodes=["node1"], endpoint="http://node1:80
             "queued (the scheduler has not answered since 2026-11-21 12:10:00 UTC)",
         ),
         (service("suspended", reason="suspended by an operator"), "suspended: suspended by an operator"),
-        (STARTING, "starting on node1"),
+        (service("pending", reason="Priority", queue_position=3), "queued: Priority; position 3 in the queue"),
+        (STARTING, "allocated on node1"),
         (LOADING, "loading on node1: it loads"),
+        (HALF, "loading on node1: Loading safetensors checkpoint shards 2/4, 50 %"),
+        (COMPILING, "compiling on node1: Dynamo bytecode transform time: 6.31 s"),
+        (READY | {"progress": None}, "ready at http://node1:8001"),
         (READY, "ready at http://node1:8001"),
         (service("failed", "FAILED", reason="exit code 9"), "failed: exit code 9"),
     ],
@@ -81,7 +92,31 @@ def test_a_story_has_the_length_of_each_phase() -> None:
     looks = [(QUEUED, 0), (QUEUED, 30), (LOADING, 61), (QUEUED, 65), (LOADING, 70), (READY, 100)]
     passed = [story.look(look, at) for look, at in looks]
     assert passed == [None, None, "queued: 1 min 1 s", "loading: 4 s", "queued: 5 s", "loading: 30 s"]
+    assert story.told() == " (queued 1 min 6 s, loading 34 s)"
+    assert Story().told() == ""
+    assert about(LOADING) == "loading: it loads" and about(HALF) == about(LOADING)
+    assert [amount(size) for size in (15_231_271_888, 4_000_000, 999)] == ["15.2 GB", "4.0 MB", "1.0 kB"]
     assert [length(seconds) for seconds in (0.4, 59.4, 3599, 7300)] == ["0 s", "59 s", "59 min 59 s", "2 h 1 min"]
+
+
+PULL: Any = {
+    "status": "running", "bytes_done": 412_000_000, "bytes_total": 1_000_000_000, "percent": 41.2,
+    "bytes_per_second": 82e6, "eta_seconds": 7.2, "text": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "412.0 MB of 1.0 GB (41 %), 82.0 MB/s, 7 s left"),
+        ({"bytes_per_second": 0.0, "eta_seconds": None}, "412.0 MB of 1.0 GB (41 %)"),
+        ({"bytes_total": None, "eta_seconds": None, "text": "Creating SIF"}, "412.0 MB, 82.0 MB/s: Creating SIF"),
+        ({"status": "queued"}, "queued behind other downloads"),
+        ({"status": "done", "bytes_done": 10**9, "percent": 100.0}, "1.0 GB of 1.0 GB (100 %)"),
+    ],
+)
+def test_a_download(changes: Any, words: str) -> None:
+    assert told_of_a_pull(PULL | changes) == words
 
 
 @pytest.mark.parametrize(

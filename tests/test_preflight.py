@@ -121,7 +121,7 @@ def test_a_model_alone(made: Made) -> None:
     before = set(Path(tempfile.gettempdir()).glob("sluicegate-*"))
     answer = made.look(model=QWEN)
     assert {found["check"]: found["level"] for found in answer["verdicts"]} == dict.fromkeys(
-        ("model", "architecture", "quantization", "memory", "script", "scheduler"), "ok"
+        ("model", "architecture", "quantization", "memory", "cache", "script", "scheduler"), "ok"
     )
     assert answer["memory"] == {
         "weights_bytes": QWEN_BYTES,

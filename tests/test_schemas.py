@@ -27,6 +27,7 @@ from tests.halves import (
     MORE_FILES,
     PENDING,
     PENDING_GROUP,
+    PULLS,
     QDRANT,
     SLOT,
     STARTS,
@@ -53,6 +54,7 @@ NAMES = {
     "path.job_id": [JOB],
     "path.file_id": MORE_FILES[:1],  # which may be deleted
     "path.batch_id": [BATCH],
+    "path.pull_id": list(PULLS.values()),
     "body.input_file_id": [FILE],
     "body.model": [SERVED],  # a stream for one that sleeps waits as long as it takes
     "query.architecture": ["Qwen2ForCausalLM"],
@@ -63,6 +65,7 @@ NAMES = {
 
 
 POINTS = {"points": [{"id": 2, "vector": [0.5, 1], "payload": {"title": "Ulysses"}}]}
+PUSHED = {"path": "config.json", "size": 2, "blob": "9e26dfeeb6e641a33dae4961196235bdb965b21b"}
 # Bodies for which the answer is a success, by the end of the path.
 BODIES: dict[tuple[str, str], Any] = {
     ("POST", "/services"): {"recipe_name": "vllm-single-node"},
@@ -90,6 +93,14 @@ BODIES: dict[tuple[str, str], Any] = {
         "input_file_id": FILE,
         "endpoint": "/v1/completions",
         "completion_window": "24h",
+    },
+    ("POST", "/models/pulls"): {"model": "tiny/whole"},
+    ("POST", "/images/pulls"): {"image": "docker://some/image:1", "size_gb": 0.001},
+    ("PUT", "/pushes/content"): b"{}",
+    ("POST", "/models/pushes"): {
+        "model": "me/mine",
+        "commit": "7ae557604adf67be50417f59c2c2f167def9a775",
+        "files": [PUSHED],
     },
     ("PUT", "/{collection}"): {"vector_size": 2},
     ("PUT", "/points"): POINTS,
@@ -121,6 +132,11 @@ def config() -> Config:
                     "include-path-regex": "^/infra/vast/",
                     "parameters": {"header.X-API-Key": CONTROL},
                     "checks": {"not_a_server_error": {"expected-statuses": [*EXPECTED, "504"]}},
+                },
+                # What is asked for may be larger than any disk.
+                {
+                    "include-path-regex": "/(models|images)/(pulls|pushes)$",
+                    "checks": {"not_a_server_error": {"expected-statuses": [*EXPECTED, "507"]}},
                 },
                 # An ended one only: of those that live, follow=true has no end.
                 {"include-path-regex": "/logs$", "parameters": {"path.service_id": ENDED}},
@@ -187,10 +203,15 @@ def test_every_operation_can_succeed_and_does_it_as_documented(
         method, path = operation.method.upper(), operation.path
         body = next((body for (m, end), body in BODIES.items() if m == method and path.endswith(end)), NOT_SET)
         kind = "multipart/form-data" if "/audio/" in path or path == "/v1/files" else "application/json"
+        pushes = path.endswith("/pushes/content")
+        kind, query = ("application/octet-stream", PUSHED | {"model": "me/mine"}) if pushes else (kind, {})
         headers = {"X-API-Key": CONTROL} if path.startswith("/infra/vast/") else None
-        case = operation.Case(path_parameters=real(half, method, path), body=body, media_type=kind, headers=headers)
+        case = operation.Case(
+            path_parameters=real(half, method, path), body=body, media_type=kind, headers=headers, query=query
+        )
         answer = case.call_and_validate(base_url=url, session=session, timeout=SECONDS)
-        assert answer.status_code == (202 if path.endswith("/switch") else 200), (method, path, answer.text)
+        later = path.endswith("/switch") or (method, path[-6:]) == ("POST", "/pulls")
+        assert answer.status_code == (202 if later else 200), (method, path, answer.text)
     assert len(operations) > 50
 
 
@@ -209,4 +230,5 @@ def real(half: str, method: str, path: str) -> dict[str, str]:
     to_delete = MORE_FILES[1 + ["orchestrator", "gateway"].index(half)]
     values |= {"job_id": JOB, "file_id": to_delete if method == "DELETE" else FILE, "batch_id": BATCH}
     values |= {"category": "inference", "name": SLOT if path.startswith("/slots/") else "vllm-replicas"}
+    values |= {"pull_id": PULLS["image" if "/images/" in path else "model"]}
     return {name: value for name, value in values.items() if f"{{{name}}}" in path}

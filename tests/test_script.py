@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Case:
     config: dict[str, Any] = field(default_factory=dict)
     site: Site = Site()
     bind_host: str = "0.0.0.0"
+    there: dict[str, Any] = field(default_factory=dict)  # what has been fetched before the job
 
 
 CASES = {
@@ -95,6 +96,11 @@ CASES = {
     "vllm-docker-quoting": Case(site=Site(runtime="docker"), config=QUOTING),
     "vllm-podman": Case(site=Site(runtime="podman", cache_dir="/scratch/cache")),
     "vllm-podman-chosen-gpus": Case(site=Site(runtime="podman"), config=QUOTING),
+    "vllm-offline": Case(config={"model": "gpt2"}, there={"offline": True}),
+    "vllm-pulled-image": Case(
+        site=Site(runtime="apptainer", environment={"HF_HUB_OFFLINE": "0"}),
+        there={"offline": True, "image": Path("/images/vllm--vllm-openai--v0.11.2.sif")},
+    ),
     "qdrant-meluxina": Case("qdrant", {"volume": "papers"}, site=MELUXINA),
     "qdrant-docker": Case("qdrant", site=Site(runtime="docker")),
     "sglang-meluxina-quoting": Case("sglang-single-node", SGLANG_QUOTING, site=MELUXINA),
@@ -122,7 +128,8 @@ def target(site: Site, bind_host: str = "0.0.0.0", folder: Path = RUN) -> Target
 def rendered(case: Case) -> str:
     """The script, with the recipe's folder of this machine replaced by a fixed one."""
     recipe = BOOK.find(case.recipe)
-    text = render(recipe, resolve(recipe, case.config, case.site), case.site, target(case.site, case.bind_host))
+    place = replace(target(case.site, case.bind_host), **case.there)
+    text = render(recipe, resolve(recipe, case.config, case.site), case.site, place)
     here = re.escape(str(builtin_recipes()))
     return re.sub(rf"'?{here}/([^' \n]*)'?", r"/opt/sluicegate/recipes/\1", text)  # quoted where it holds a blank
 

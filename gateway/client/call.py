@@ -21,6 +21,7 @@ class Call(Generic[T]):
     path: str
     params: Mapping[str, str | int] = field(default_factory=dict)
     body: Any = None
+    content: bytes | None = None  # a body that is no JSON
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = 90
     repeatable: bool = False

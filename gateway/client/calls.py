@@ -20,6 +20,9 @@ from gateway.client.shapes import (
     ModelList,
     PreflightReport,
     PromptAnswer,
+    Pull,
+    Push,
+    Received,
     Recipe,
     Rendered,
     SearchResults,
@@ -154,6 +157,55 @@ def search_models(
 ) -> Call[FoundModels]:
     """Of the Hugging Face Hub."""
     return _get("/api/v1/vllm/search-models", query=query, architecture=architecture, limit=limit, sort_by=sort_by)
+
+
+def pull_model(model: str, *, revision: str | None = None, include: Sequence[str] = ()) -> Call[Pull]:
+    """Download a model before jobs need it; `model_pull` tells how it goes on. `include`: patterns of files."""
+    body: JSON = {"model": model, "include": list(include)} | ({} if revision is None else {"revision": revision})
+    return _post("/api/v1/models/pulls", body, repeatable=True)
+
+
+def model_pulls() -> Call[list[Pull]]:
+    return _get("/api/v1/models/pulls")
+
+
+def model_pull(pull_id: str) -> Call[Pull]:
+    return _get(f"/api/v1/models/pulls/{_name(pull_id)}")
+
+
+def cancel_model_pull(pull_id: str) -> Call[Pull]:
+    return Call("DELETE", f"/api/v1/models/pulls/{_name(pull_id)}", repeatable=True)
+
+
+def pull_image(image: str, *, size_gb: float | None = None) -> Call[Pull]:
+    """Make a file of a container image before jobs need it."""
+    body: JSON = {"image": image} | ({} if size_gb is None else {"size_gb": size_gb})
+    return _post("/api/v1/images/pulls", body, repeatable=True)
+
+
+def image_pulls() -> Call[list[Pull]]:
+    return _get("/api/v1/images/pulls")
+
+
+def image_pull(pull_id: str) -> Call[Pull]:
+    return _get(f"/api/v1/images/pulls/{_name(pull_id)}")
+
+
+def cancel_image_pull(pull_id: str) -> Call[Pull]:
+    return Call("DELETE", f"/api/v1/images/pulls/{_name(pull_id)}", repeatable=True)
+
+
+def push_model(model: str, commit: str, files: Sequence[Mapping[str, Any]], *, revision: str = "main") -> Call[Push]:
+    """Begin to send a model, or finish it: each file has `path`, `size` and `blob`."""
+    body = {"model": model, "revision": revision, "commit": commit, "files": [dict(file) for file in files]}
+    return _post("/api/v1/models/pushes", body, repeatable=True)
+
+
+def push_content(model: str, file: Mapping[str, Any], offset: int, data: bytes) -> Call[Received]:
+    """Send the next bytes of a file, at most 32 MiB. Not repeatable: what has come is due no more."""
+    params = {"model": model, "path": file["path"], "size": file["size"], "blob": file["blob"], "offset": offset}
+    headers = {"Content-Type": "application/octet-stream"}
+    return Call("PUT", "/api/v1/models/pushes/content", params, content=data, headers=headers)
 
 
 def preflight(

@@ -194,6 +194,7 @@ def _settings(url: str, key: str | None) -> dict[str, Any]:
 def _request(call: Call[Any]) -> dict[str, Any]:
     timeout = httpx2.Timeout(call.seconds, connect=_CONNECTING)
     content = {} if call.body is None else {"json": call.body}
+    content = content if call.content is None else {"content": call.content}
     return {
         "method": call.method, "url": call.path, "params": dict(call.params), "headers": dict(call.headers),
         "timeout": timeout, **content,

@@ -50,6 +50,14 @@ class Diagnosis(TypedDict):
     changes: JSON
 
 
+class Loading(TypedDict):
+    """How far an engine is: `phase`, its own `percent` where it gives one, and its words."""
+
+    phase: str
+    percent: float | None
+    text: str
+
+
 class ServiceRow(Service):
     """`reason`: what it waits for, or why it has ended. `endpoint`: null until the engine answers."""
 
@@ -67,6 +75,7 @@ class ServiceDetail(ServiceRow):
 
     diagnosis: Diagnosis | None
     queue_position: int | None
+    progress: Loading | None
     job: Job
     next_job: Job | None
     handovers: int
@@ -188,6 +197,41 @@ class FoundModel(TypedDict):
 class FoundModels(TypedDict):
     models: list[FoundModel]
     total: int
+
+
+class Pull(TypedDict):
+    """A download, of a model or an image (`name`). `status`: queued, running, done, failed or cancelled."""
+
+    id: str
+    kind: str
+    name: str
+    revision: str | None
+    commit: str | None
+    status: str
+    path: str
+    files: int
+    bytes_done: int
+    bytes_total: int | None
+    percent: float | None
+    bytes_per_second: float | None
+    eta_seconds: float | None
+    text: str
+    error: str | None
+    created_at: str
+    started_at: str | None
+    ended_at: str | None
+
+
+class Push(TypedDict):
+    """What is still to be sent: `path`, `size`, `blob`, `have`. `snapshot`: the model's folder when nothing is."""
+
+    missing: list[JSON]
+    snapshot: str | None
+
+
+class Received(TypedDict):
+    have: int
+    complete: bool
 
 
 class Verdict(TypedDict):

@@ -7,8 +7,9 @@ import typer
 commands = typer.Typer()
 models = typer.Typer(name="models", help="The models that answer; `search` looks through the Hugging Face Hub.")
 slots = typer.Typer(name="slots", help="Places for one model at a time; `switch` loads another one.")
+images = typer.Typer(name="images", no_args_is_help=True, help="Container images as files, made before jobs need them.")
 jobs = typer.Typer(name="jobs", help="Requests that are answered later.")
-for group in (models, slots, jobs):
+for group in (models, images, slots, jobs):
     commands.add_typer(group)
 
 Url = Annotated[
@@ -270,6 +271,94 @@ def search_models(
     from gateway.console.looking import search_models
 
     raise typer.Exit(at_desk(lambda desk: search_models(desk, query, architecture, limit, sort), url, json))
+
+
+PullId = Annotated[str, typer.Argument(metavar="PULL", help="As `pulls` shows it.")]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Do not wait until it is there.")]
+
+
+@models.command("pull")
+def pull_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL[@REVISION]", help="Of the Hugging Face Hub.")],
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="PATTERN", help="Only files like *.json; may be given again.")
+    ] = None,
+    detach: Detach = False,
+    json: Json = False,
+    url: Url = None,
+) -> None:
+    """Download a model on the cluster's login node, before jobs need it."""
+    from gateway.console import fetching
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: fetching.pull_model(desk, model, include or (), detach), url, json))
+
+
+@models.command("pulls")
+def list_model_pulls(json: Json = False, url: Url = None) -> None:
+    """List the downloads of models."""
+    from gateway.console import fetching
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: fetching.pulls(desk, desk.client.model_pulls()), url, json))
+
+
+@models.command("cancel")
+def cancel_model_pull(pull: PullId, json: Json = False, url: Url = None) -> None:
+    """Cancel the download of a model."""
+    from gateway.console import fetching
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: fetching.cancelled(desk, desk.client.cancel_model_pull(pull)), url, json))
+
+
+@models.command("push")
+def push_model(
+    what: Annotated[str, typer.Argument(metavar="FOLDER|MODEL[@REVISION]", help="A folder here, else of the hub.")],
+    name: Annotated[str | None, typer.Option(help="What a folder's model is called; the folder's own name.")] = None,
+    json: Json = False,
+    url: Url = None,
+) -> None:
+    """Send a model from this machine to the cluster, which need not reach the hub."""
+    from gateway.console import pushing
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: pushing.push(desk, what, name), url, json))
+
+
+@images.command("pull")
+def pull_image(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="As docker://vllm/vllm-openai:v0.11.2.")],
+    size: Annotated[
+        float | None, typer.Option(metavar="GB", help="About how large it is, for the look at the disk.")
+    ] = None,
+    detach: Detach = False,
+    json: Json = False,
+    url: Url = None,
+) -> None:
+    """Make a file of a container image on the cluster's login node, by apptainer, before jobs need it."""
+    from gateway.console import fetching
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: fetching.pull_image(desk, image, size, detach), url, json))
+
+
+@images.command("pulls")
+def list_image_pulls(json: Json = False, url: Url = None) -> None:
+    """List the downloads of images."""
+    from gateway.console import fetching
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: fetching.pulls(desk, desk.client.image_pulls()), url, json))
+
+
+@images.command("cancel")
+def cancel_image_pull(pull: PullId, json: Json = False, url: Url = None) -> None:
+    """Cancel the download of an image."""
+    from gateway.console import fetching
+    from gateway.console.desk import at_desk
+
+    raise typer.Exit(at_desk(lambda desk: fetching.cancelled(desk, desk.client.cancel_image_pull(pull)), url, json))
 
 
 @slots.callback(invoke_without_command=True)

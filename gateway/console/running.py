@@ -7,7 +7,7 @@ import typer
 from gateway.client.shapes import Service, ServiceDetail
 from gateway.client.watching import answering
 from gateway.console.desk import INTERRUPTED, USAGE, Desk
-from gateway.console.progress import Story, length, told
+from gateway.console.progress import Story, about, length, told
 from gateway.console.wanted import Options, UsageError, config_of, wanted
 from gateway.screen import Screen
 
@@ -60,10 +60,10 @@ def followed(desk: Desk, service_id: str) -> ServiceDetail:
             over = story.look(look, line.seconds)
             if over is not None and desk.err.is_terminal:
                 screen.say(over)
-            line.show(told(look))
+            line.show(told(look), about=about(look))
         took = line.seconds
     ready = answering(look)
-    screen.say(f"{told(ready)}, after {length(took)}")
+    screen.say(f"{told(ready)}, after {length(took)}{story.told()}")
     return ready
 
 

@@ -170,7 +170,7 @@ class Rendered(BaseModel):
 @router.post("/render", summary="Show the script of a service that is not started")
 async def render(app: App, wanted: StartRequest) -> Rendered:
     """The batch script that `POST /services` would submit with the same body. Submits and records nothing."""
-    return Rendered(script=app.services.rendered(wanted.recipe_name, wanted.config))
+    return Rendered(script=await app.services.rendered(wanted.recipe_name, wanted.config))
 
 
 def _with_model(wanted: PreflightRequest) -> dict[str, Any]:

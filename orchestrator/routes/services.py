@@ -8,7 +8,7 @@ from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import StreamingResponse
 
-from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, diagnosis_of, end, find
+from orchestrator.deps import Actor, App, IdempotencyKey, Orchestrator, Wanted, diagnosis_of, end, find, loading
 from orchestrator.errors import BadRequest, Conflict, Invalid
 from orchestrator.logs import follow, tail
 from orchestrator.models import Job, Service, ServiceStatus
@@ -97,7 +97,7 @@ async def show_service(app: App, service_id: ServiceId) -> ServiceDetail:
     wanted = await find(app, service_id)
     following = wanted.service.next_job
     successor = await app.store.job(following) if following else None
-    return service_detail(app, wanted, successor, await diagnosis_of(app, wanted))
+    return service_detail(app, wanted, successor, await diagnosis_of(app, wanted), await loading(app, wanted))
 
 
 @router.post("/services/{service_id}/retry", summary="Start a failed service again, changed as its diagnosis says")

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from orchestrator.deps import Orchestrator, Wanted
 from orchestrator.diagnosis import Diagnosis
 from orchestrator.groups import GroupStatus, ReplicaStatus, ReplicaView, is_group, views
+from orchestrator.loading import Loading
 from orchestrator.models import Job, Service, ServiceStatus
 from orchestrator.schedulers.slurm import hostnames
 from orchestrator.services import plan_of
@@ -106,6 +107,7 @@ class ServiceDetail(ServiceRow):
     """All that is known of a service. `queue_position` is its job's place among those that wait in its partition, 1 for
     the next one; null where it is not known, or not yet.
 
+    `progress` is what the engine says of its loading, null unless it loads.
     `next_job` is the one that takes over when it answers, with `keep_alive`; `handovers` counts those that have.
     `idle_timeout` is in minutes; `idle_shutdown_at` is null for never, and while a request is open.
     `diagnosis` is of one that failed, or of which a replica does not come up; null otherwise.
@@ -113,6 +115,7 @@ class ServiceDetail(ServiceRow):
 
     diagnosis: Diagnosis | None
     queue_position: int | None
+    progress: Loading | None
     job: JobShape
     next_job: JobShape | None
     handovers: int
@@ -428,7 +431,11 @@ def _now(app: Orchestrator, service: Service, job: Job, successor: Job | None, p
 
 
 def service_detail(
-    app: Orchestrator, wanted: Wanted, successor: Job | None, diagnosis: Diagnosis | None
+    app: Orchestrator,
+    wanted: Wanted,
+    successor: Job | None,
+    diagnosis: Diagnosis | None,
+    progress: Loading | None,
 ) -> ServiceDetail:
     """`successor`: the last job that was to take over."""
     service, job = wanted.service, wanted.job
@@ -444,6 +451,7 @@ def service_detail(
         **_now(app, service, job, successor, wanted.port),
         diagnosis=diagnosis,
         queue_position=app.cluster.place(job.job_id) if waits and job.job_id else None,
+        progress=progress,
         job=job_shape(job),
         next_job=None if successor is None or successor.state.ended else job_shape(successor),
         handovers=service.handovers,

@@ -25,6 +25,7 @@ import httpx2
 from tests.cluster.cluster import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
+APPTAINER = REPOSITORY / "tests" / "fake_apptainer" / "apptainer"
 FAKE = REPOSITORY / "tests" / "fake_engine.py"
 SHARED_BY_ALL = "/usr/bin/python3"  # every user of the machine may run it
 UV = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
@@ -153,6 +154,17 @@ class Deployment:
         """Name the embedded engine as the Qdrant of the site: the cluster has no other."""
         serve = self.site / "orchestrator/builtin_recipes/vector-db/qdrant-embedded/serve.py"
         self.config += f'\n[site.engines.qdrant]\ncommand = ["{self.python}", "{serve}"]\n'
+
+    def bring_apptainer(self) -> None:
+        """The small one of the tests, by a file of the site's: the cluster has no other."""
+        folder = self.cluster.root / "apptainer"
+        folder.mkdir(exist_ok=True)
+        program, init = folder / "apptainer", folder / "init.sh"
+        program.write_bytes(APPTAINER.read_bytes())
+        program.chmod(0o755)
+        init.write_text(f"export PATH={folder}:$PATH\nmodule() {{ :; }}\n")
+        facts = f'[site]\nimage_dir = "{self.cluster.home}/images"\nmodule_init = "{init}"\n'
+        self.config = self.config.replace("[site]\n", facts, 1)
 
     def start_orchestrator(self, wait: bool = True) -> None:
         config = self.cluster.home / "site.toml"

@@ -17,19 +17,20 @@ from urllib.parse import parse_qs
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.cluster import Cluster
-from tests.curls import Curl
+from tests.curls import DOCUMENTS, Curl, curls
 from tests.e2e import later
 from tests.e2e.deployment import Api, wait_for
 
 JSON = "application/json"
 TEXT = "text/plain"
 MODEL = "gpt2"  # of the services that run
+WHOLE = "Qwen/Qwen2.5-0.5B-Instruct"  # of the hub, with contents
 EVENTS = "text/event-stream"
 SPEECH = bytes(range(256)) * 1000  # the recording of the documents
 # What the documents write where a reader writes an id of their own: 3652098, sg-3652098, 3652098:8002.
 PLACE = re.compile(r"(?<=/)(?P<alias>sg-)?\d{5,}(?P<port>:\d+)?(?=[/?]|$)")
-# And what they write for ids that are ours: job_…, file-…, batch_….
-OURS = re.compile(r"\b(job_|file-|batch_)[0-9a-f]{32}\b")
+# And what they write for ids that are ours: job_…, file-…, batch_…, pull_….
+OURS = re.compile(r"\b(job_|file-|batch_|pull_)[0-9a-f]{32}\b")
 # Environment names of the documents, and the engine's option that each becomes.
 OPTIONS = {
     "VLLM_MODEL": "--model",
@@ -875,6 +876,54 @@ def audit(call: Call, answer: Answer) -> None:
         assert {entry["event"] for entry in entries} == {call.query["event"]}
 
 
+# Models and images before their jobs
+
+
+def a_pull(kind: str, body: dict[str, Any]) -> Callable[[Call], None]:
+    def begin(call: Call) -> None:
+        call.made["pull_"] = call.api.http.post(f"/api/v1/{kind}/pulls", json=body).json()["id"]
+
+    return begin
+
+
+a_model_pull = a_pull("models", {"model": WHOLE})
+an_image_pull = a_pull("images", {"image": "docker://some/image:1", "size_gb": 0.001})
+
+
+def pulled(call: Call, answer: Answer) -> None:
+    """It comes to its end, and the file is on the cluster."""
+    told = answer.json(202)
+    path = f"{call.curl.path}/{told['id']}"
+    wait_for(lambda: call.api.get(path)["status"] == "done", f"{path} is done")
+    done = call.api.get(path)
+    assert done["bytes_done"] == done["bytes_total"] > 0
+    assert call.cluster.run("login", ["test", "-e", done["path"]], user=True).returncode == 0
+
+
+def pulls(call: Call, answer: Answer) -> None:
+    assert call.made["pull_"] in [one["id"] for one in answer.json()]
+
+
+def one_pull(call: Call, answer: Answer) -> None:
+    assert answer.json()["id"] == call.made["pull_"]
+
+
+def pull_cancelled(call: Call, answer: Answer) -> None:
+    assert answer.json()["status"] in ("cancelled", "done")
+
+
+def push_begun(call: Call, answer: Answer) -> None:
+    (missing,) = answer.json()["missing"]
+    assert (missing["path"], missing["have"]) == ("config.json", 0)
+
+
+def content_received(call: Call, answer: Answer) -> None:
+    assert answer.json() == {"have": 8, "complete": True}
+    begin = next(one for one in curls("api.md", DOCUMENTS[0].read_text()) if one.path == "/api/v1/models/pushes")
+    done = call.api.http.post(begin.path, json=json.loads(begin.body or "")).json()
+    assert call.cluster.run("login", ["cat", f"{done['snapshot']}/config.json"], user=True).stdout == '{"a": 1}'
+
+
 LLM, GROUP, QDRANT = ("vllm",), ("group",), ("qdrant",)
 COLLECTION = "/api/v1/vector-db/{id}/collections/{collection}"
 
@@ -915,6 +964,16 @@ PROMISES = {
     "GET /api/v1/services/{id}/v1/models": Promise(openai_models, LLM),
     "POST /api/v1/preflight": Promise(looked_at),
     "POST /api/v1/render": Promise(rendered),
+    "POST /api/v1/models/pulls": Promise(pulled),
+    "GET /api/v1/models/pulls": Promise(pulls, before=a_model_pull),
+    "GET /api/v1/models/pulls/{id:}": Promise(one_pull, before=a_model_pull),
+    "DELETE /api/v1/models/pulls/{id:}": Promise(pull_cancelled, before=a_model_pull),
+    "POST /api/v1/models/pushes": Promise(push_begun),
+    "PUT /api/v1/models/pushes/content": Promise(content_received),
+    "POST /api/v1/images/pulls": Promise(pulled),
+    "GET /api/v1/images/pulls": Promise(pulls, before=an_image_pull),
+    "GET /api/v1/images/pulls/{id:}": Promise(one_pull, before=an_image_pull),
+    "DELETE /api/v1/images/pulls/{id:}": Promise(pull_cancelled, before=an_image_pull),
     "GET /api/v1/recipes": Promise(recipes),
     "GET /api/v1/recipes/{name}": Promise(recipe),
     "GET /api/v1/recipes/{category}/{name}": Promise(recipe),
