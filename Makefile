@@ -3,7 +3,7 @@ BIN := .venv/bin
 COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test chaos check unit setup lock openapi format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
+.PHONY: demo test chaos check unit setup lock openapi dashboards format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
 
 setup: .venv/.done
 
@@ -44,6 +44,10 @@ format: setup
 
 openapi: setup
 	$(BIN)/python scripts/openapi.py
+
+# Grafana's dashboards, from what stands in scripts/dashboards.py.
+dashboards: setup
+	$(BIN)/python -m scripts.dashboards
 
 # The data path, compiled, beside other proxies; the table goes into docs/performance.md. QUICK=1: a few minutes, no table.
 # ONLY=words: some of it, e.g. ONLY="orchestrator,nginx + ssh". REPETITIONS=5.

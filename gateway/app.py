@@ -36,7 +36,9 @@ from orchestrator import __version__
 from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
+from orchestrator.tracing import open_tracing
 from orchestrator.traffic import Traffic
+from orchestrator.wire import Around
 from orchestrator.wire.hosted import Application
 from orchestrator.wire.listener import Listener
 from orchestrator.wire.server import Server
@@ -59,6 +61,7 @@ class State(TypedDict):
     hub: Hub
     entries: tuple[Entry, ...]
     history: History
+    traced: Around  # puts a span around each request, where that is wanted
 
 
 def link_of(settings: Settings) -> Link:
@@ -80,7 +83,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        async with make_link(settings) as link:
+        async with make_link(settings) as link, open_tracing("sluicegate-gateway") as traced:
             trunk = Trunk(link, connect_seconds=settings.connect_seconds, hold_seconds=settings.hold_seconds)
             registry = CollectorRegistry()
             ProcessCollector(registry=registry)
@@ -107,6 +110,7 @@ def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_
                         hub=hub,
                         entries=contents.entries(),
                         history=history,
+                        traced=traced,
                     )
             finally:
                 for task in (following, sampling):
@@ -145,7 +149,7 @@ def listener_of(settings: Settings) -> Listener:
             trunk.tick()
 
         server = Server(
-            handle=Door(Guard(settings, keys, sessions), application, trunk, opened["link"]),
+            handle=opened["traced"](Door(Guard(settings, keys, sessions), application, trunk, opened["link"])),
             render=_rendered,
             observe=Noted(opened["traffic"].observe_request),
             tick=tick,

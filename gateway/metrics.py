@@ -43,6 +43,12 @@ def of_link(status: LinkStatus) -> list[Metric]:
     return [gauge("sluice_gateway_tunnel", "1 at the state that the tunnel is in.", states), reconnects]
 
 
+def of_room(waiting: int) -> Metric:
+    words = "Requests that wait for the connection to the orchestrator."
+    return gauge("sluice_gateway_requests_waiting", words, [({}, waiting)])
+
+
 async def show_metrics(request: Request) -> Response:
-    families = [*counted(request.state.registry), *of_link(request.state.link.status)]
+    state = request.state
+    families = [*counted(state.registry), *of_link(state.link.status), of_room(state.trunk.room.requests)]
     return Response(render(families), media_type=CONTENT_TYPE)

@@ -27,9 +27,10 @@ from orchestrator.batches import Batches
 from orchestrator.cache import Cache
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import read_catalogue
+from orchestrator.census import Census
 from orchestrator.cluster import cluster_of
 from orchestrator.confidential import MASK, is_secret, redacted
-from orchestrator.deps import Orchestrator, why_away, why_none
+from orchestrator.deps import Orchestrator, diagnosed, why_away, why_none
 from orchestrator.diagnosis import read_rules
 from orchestrator.dispatch import Dispatch, way_of
 from orchestrator.envelope import belongs_to, envelope
@@ -76,6 +77,7 @@ from orchestrator.slots import Tools, make_slots
 from orchestrator.store import Store, open_store
 from orchestrator.task_store import TaskStore
 from orchestrator.tasks import Away, Tasks
+from orchestrator.tracing import open_tracing
 from orchestrator.traffic import OTHER, Counted, Traffic
 from orchestrator.usage import usage_of
 from orchestrator.vast.keeper import open_keeper
@@ -225,6 +227,7 @@ async def opened(
         open_hub(settings, clock) as hub,
         open_pool() as pool,
         open_keeper(settings.vast, store, replicas, clock, drain) as keeper,
+        open_tracing("sluicegate-orchestrator") as traced,
     ):
         work = Services(settings=settings, recipes=book, scheduler=scheduler, store=store, clock=clock)
         watcher = _watcher(settings, work, replicas, probes, drain)
@@ -249,6 +252,9 @@ async def opened(
         downloads = Pulls(settings, hub, store, work.cache("vllm"), clock)
         downloads.restore()
         caretaker = Caretaker(store, work, replicas, watcher, clock, seconds)
+        rules = read_rules()
+        diagnose = functools.partial(diagnosed, work, rules)
+        census = Census(store, settings.prices, settings.budgets, diagnose, clock, seconds)
         one = Orchestrator(
             inferences=inferences,
             tasks=queue,
@@ -266,18 +272,20 @@ async def opened(
             usage=used,
             slots=places,
             caretaker=caretaker,
+            census=census,
             keeper=keeper,
             hub=hub,
             catalogue=read_catalogue(),
             loaders=read_loaders(),
-            rules=read_rules(),
+            rules=rules,
             engines=engines,
             registry=registry,
             traffic=Traffic(registry, "sluice", "route"),
+            traced=traced,
             started_at=clock(),
         )
         settle()
-        async with turning(watcher, caretaker, places, queue, whole, used, downloads):
+        async with turning(watcher, caretaker, places, queue, census, whole, used, downloads):
             yield one
         loads.close()
         await caretaker.note()
@@ -356,7 +364,7 @@ def listener_of(app: FastAPI) -> Listener:
     def make_server(application: Application, state: dict[str, Any]) -> Server:
         one: Orchestrator = app.state.orchestrator
         server = Server(
-            handle=Dispatch(one.inferences, application),
+            handle=one.traced(Dispatch(one.inferences, application)),
             render=rendered,
             observe=Noted(one.traffic.observe_request),
             muxed=True,

@@ -17,6 +17,7 @@ from orchestrator.batches import Batches
 from orchestrator.cache import Cache
 from orchestrator.caretaker import Caretaker
 from orchestrator.catalogue import Catalogue
+from orchestrator.census import Census
 from orchestrator.cluster import Cluster
 from orchestrator.diagnosis import MOST_LOG, Diagnosis, Failure, Rule, diagnose
 from orchestrator.errors import Conflict, NotFound, NotReady, OrchestratorError
@@ -43,6 +44,7 @@ from orchestrator.traffic import Traffic
 from orchestrator.usage import Usage
 from orchestrator.vast.keeper import Keeper
 from orchestrator.watcher import Watcher
+from orchestrator.wire import Around
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Orchestrator:
     usage: Question[Usage]
     slots: Slots
     caretaker: Caretaker
+    census: Census
     keeper: Keeper | None  # of what is rented at vast.ai
     hub: Hub
     catalogue: Catalogue
@@ -73,6 +76,7 @@ class Orchestrator:
     engines: httpx2.AsyncClient  # to the engines, without a time limit on answers
     registry: CollectorRegistry
     traffic: Traffic
+    traced: Around  # puts a span around each request, where that is wanted
     started_at: datetime
 
     def status(self, service: Service, job: Job) -> ServiceStatus:
@@ -121,14 +125,15 @@ async def diagnosis_of(app: Orchestrator, wanted: Wanted) -> Diagnosis | None:
     requeued = job.restarts > 0 and app.status(service, job) is ServiceStatus.CONFIGURING
     if not (failed(service, job) or struggles or requeued):
         return None
-    return await asyncio.to_thread(_diagnosed, app, service, job)
+    return await asyncio.to_thread(diagnosed, app.services, app.rules, service, job)
 
 
-def _diagnosed(app: Orchestrator, service: Service, job: Job) -> Diagnosis | None:
-    folder = app.services.folder(job.submission_id)
+def diagnosed(services: Services, rules: Sequence[Rule], service: Service, job: Job) -> Diagnosis | None:
+    """Why a job has failed. Reads its log."""
+    folder = services.folder(job.submission_id)
     log = "\n".join(tail(path, most=MOST_LOG // 2) for path in (folder.stdout, folder.stderr))
     failure = Failure(job.state, job.reason, job.exit_code, log)
-    return diagnose(app.rules, failure, plan_of(service), most_minutes=app.settings.site.max_time_limit)
+    return diagnose(rules, failure, plan_of(service), most_minutes=services.settings.site.max_time_limit)
 
 
 async def loading(app: Orchestrator, wanted: Wanted) -> Loading | None:

@@ -30,11 +30,21 @@ def event(status: int, message: str, target: bytes = b"") -> bytes:
 
 
 def in_a_stream(body: bytes, target: bytes) -> bytes:
-    """An error's body as an event of a stream. Anthropic's clients listen to events by their names only."""
+    """An error's body as an event of a stream. Anthropic's clients listen to events by their names only, and in a
+    stream of OpenAI's responses each event has one."""
     line = b" ".join(body.splitlines())
     if target.startswith(b"/v1/messages"):
-        return b'event: error\ndata: {"type": "error", "error": %s}\n\n' % json.dumps(_inner(line)).encode()
+        return _named({"type": "error", "error": _inner(line)})
+    if target.startswith(b"/v1/responses"):
+        # OpenAI's SDKs raise where there is an `error`; others read the message where OpenAI's document has it.
+        error = _inner(line)
+        told = {name: error.get(name) for name in ("message", "code", "param")} if isinstance(error, dict) else {}
+        return _named({"type": "error", **told, "error": error})
     return b"data: %s\n\n" % line
+
+
+def _named(content: dict[str, Any]) -> bytes:
+    return b"event: error\ndata: %s\n\n" % json.dumps(content).encode()
 
 
 def _inner(body: bytes) -> Any:

@@ -68,6 +68,23 @@ def gauge(name: str, words: str, samples: Iterable[tuple[Mapping[str, str], floa
     return family
 
 
+def counter(name: str, words: str, samples: Iterable[tuple[Mapping[str, str], float]]) -> Metric:
+    """`name` is without the `_total` that its samples get."""
+    family = Metric(name, words, "counter")
+    for labels, value in samples:
+        family.add_sample(f"{name}_total", dict(labels), value)
+    return family
+
+
+def summary(name: str, words: str, samples: Iterable[tuple[Mapping[str, str], int, float]]) -> Metric:
+    """How many there were, and their sum."""
+    family = Metric(name, words, "summary")
+    for labels, number, total in samples:
+        family.add_sample(f"{name}_count", dict(labels), number)
+        family.add_sample(f"{name}_sum", dict(labels), total)
+    return family
+
+
 def counted(registry: CollectorRegistry) -> list[Metric]:
     """What is in a registry of ours, without `…_created`: they double the text and tell only when we were started."""
     families = [(f, [s for s in f.samples if not s.name.endswith("_created")]) for f in registry.collect()]

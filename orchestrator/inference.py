@@ -161,6 +161,8 @@ class Inference:
     _body = b""
     _tried: Sequence[Replica] = ()
     _replica: Replica | None = None
+    latest: Replica | None = None  # the one that was asked last, also when it is not any more
+    broke = ""  # why the answer broke off
     _connection: Connection | None = None
     _task: asyncio.Task[None] | None = None  # connecting, or explaining
     _reused = False  # the connection had been idle
@@ -198,6 +200,11 @@ class Inference:
     def replica(self) -> Replica | None:
         """The one that is asked at the moment, or answers."""
         return self._replica
+
+    @property
+    def model(self) -> str | None:
+        """The name in the request."""
+        return self._asked.model
 
     # The exchange
 
@@ -279,7 +286,7 @@ class Inference:
         except NotReady as exc:
             self._refuse(429, str(exc), retry_after=exc.retry_after)
             return
-        self._replica = replica
+        self._replica = self.latest = replica
         replica.take(self._now(), self)
         connection = self._all.pool.idle(replica.address)
         if connection is not None:
@@ -510,6 +517,7 @@ class Inference:
             self._reply.write(LAST_CHUNK)
             self._finish()
             return
+        self.broke = why
         self._replica.failed(self._all.clock())
         log.warning("replica %s broke off within its answer: %s", self._replica.id, why)
         if at_border:

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, func, or_
 from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import Select, SelectOfScalar
 
 from orchestrator.costs import Use
@@ -122,3 +123,24 @@ def use_in(row: Sequence[Any]) -> Use:
 def use_of_several(row: Sequence[Any]) -> Use:
     """A row of `sums`."""
     return use_in(("", None, None, None, None, (), *row[:-1]))._replace(seconds=row[-1])
+
+
+class News(NamedTuple):
+    """An event, as far as it says what has changed."""
+
+    number: int
+    kind: str
+    subject: str
+    detail: dict[str, Any]
+
+
+async def newest(session: AsyncSession) -> int:
+    """The number of the newest event, 0 where there is none."""
+    return (await session.exec(select(func.max(Event.id)))).one() or 0
+
+
+async def news(session: AsyncSession, after: int, limit: int) -> list[News]:
+    """The first events behind a number: a look at these alone, however many there are before them."""
+    query = select(Event.id, Event.kind, Event.subject, Event.detail).where(col(Event.id) > after)
+    rows = await session.exec(query.order_by(col(Event.id)).limit(limit))
+    return [News(number or 0, kind, subject, dict(detail)) for number, kind, subject, detail in rows]

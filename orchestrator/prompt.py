@@ -23,7 +23,7 @@ class Question:
     """A prompt to the replicas of `group`, in their `model`'s name.
 
     `identity` is the request's id, `session` the name by which a client keeps to one replica, "" for none. `fields`:
-    all that the client has sent.
+    all that the client has sent. `trace`: the headers that say to which trace it belongs.
     """
 
     group: Group
@@ -33,6 +33,7 @@ class Question:
     fields: Mapping[str, Any]
     identity: bytes = b""
     session: bytes = b""
+    trace: tuple[tuple[bytes, bytes], ...] = ()
 
     def bodies(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Chat first; plain completion for a model that has no chat template."""
@@ -82,7 +83,7 @@ async def answering(inferences: Inferences, question: Question) -> AsyncIterator
 
 @asynccontextmanager
 async def _asked(inferences: Inferences, question: Question, target: bytes, body: bytes) -> AsyncIterator[Incoming]:
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *question.trace]
     if question.session:
         headers.append((b"session", question.session))
     request = parse_request(request_head(b"POST", target, headers))

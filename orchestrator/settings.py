@@ -327,6 +327,15 @@ def _variable(field: str) -> str:
     return "CONTROL_API_KEY" if field == "control_api_key" else f"VAST_{field.upper()}"
 
 
+def traces_wanted() -> bool:
+    """Whether the environment asks for traces. How they are made and sent is said by further OTEL_* variables: they are
+    OpenTelemetry's own, and its SDK reads them."""
+    given = os.environ.get
+    endpoint = given("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or given("OTEL_EXPORTER_OTLP_ENDPOINT")
+    exporters = [name.strip() for name in (given("OTEL_TRACES_EXPORTER") or "otlp").split(",")]
+    return bool(endpoint) and "otlp" in exporters and given("OTEL_SDK_DISABLED", "").strip().lower() != "true"
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The content of a TOML file. Raises SettingsError naming the file and the line that cannot be read."""
     try:

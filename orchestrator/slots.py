@@ -79,6 +79,7 @@ class Slot:
         self.loaded: str | None = None
         self.switches = 0  # how often a model was started
         self.last_switch: float | None = None  # seconds from the start of the last one that answered until it did
+        self.loads, self.load_seconds = 0, 0.0  # how many have answered, and the sum of those seconds
         self.wish: Wish | None = None
         self._tools = tools
         self._service: tuple[Service, Job] | None = None  # of the loaded model
@@ -274,6 +275,7 @@ class Slot:
         """The loaded model answers: whoever waits for it goes on."""
         if self.phase is Phase.LOADING:
             self.last_switch = self._tools.steady() - self._since
+            self.loads, self.load_seconds = self.loads + 1, self.load_seconds + self.last_switch
             log.info("slot %s: %s answers after %.1f s", self.name, self.loaded, self.last_switch)
         self._enter_phase(Phase.SERVING)
         assert self.loaded is not None

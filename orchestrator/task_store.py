@@ -37,6 +37,14 @@ class Waiting(NamedTuple):
     oldest: datetime
 
 
+class Backlog(NamedTuple):
+    """What waits: how many tasks of each model; since when the first of all; and the lines of open batches by state."""
+
+    waiting: dict[str, int]
+    since: datetime | None
+    lines: dict[TaskState, int]
+
+
 class Outcome(NamedTuple):
     """How a task has ended. `status` and `result` are those of an engine's answer."""
 
@@ -131,6 +139,20 @@ class TaskStore(Tables):
         async with self._session() as session:
             rows = (await session.exec(query.group_by(Task.model, col(Task.state)))).all()
         return [Waiting(model, TaskState(state), number, oldest) for model, state, number, oldest in rows]
+
+    @whole
+    async def backlog(self) -> Backlog:
+        """Read from indices alone, of what has not ended: results that are kept are not looked at."""
+        number = func.min(Task.number)
+        waiting = select(Task.model, func.count(), number).where(Task.state == TaskState.QUEUED)
+        unfinished = select(Batch.id).where(col(Batch.state).in_([state for state in BatchState if not state.ended]))
+        lines = select(Task.state, func.count()).where(col(Task.batch).in_(unfinished)).group_by(col(Task.state))
+        async with self._session() as session:
+            rows = (await session.exec(waiting.group_by(Task.model))).all()
+            first = min((oldest for *_, oldest in rows if oldest is not None), default=None)
+            since = (await session.exec(select(Task.created_at).where(Task.number == first))).first()
+            by_state = {TaskState(state): count for state, count in await session.exec(lines)}
+        return Backlog({model: count for model, count, _ in rows}, since, by_state)
 
     @whole
     async def take(self, now: datetime, busy: Collection[str]) -> Task | None:

@@ -8,6 +8,7 @@ queued ─▶ running ─▶ done | failed
 import asyncio
 import json
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ class Tasks:
     answering: float  # seconds for one answer
     keep: timedelta  # results are kept for so long
     running: dict[str, tuple[Task, asyncio.Task[None]]] = field(default_factory=dict)
+    ended: Counter[TaskState] = field(default_factory=Counter)  # by an answer, since this began
     _rests: dict[str, Rest] = field(default_factory=dict)  # by model
     _soon: asyncio.Event = field(default_factory=asyncio.Event)
     _turns: int = 0
@@ -312,7 +314,8 @@ class Tasks:
         self._rests.pop(task.model, None)
         state = TaskState.DONE if conclusion is Verdict.DONE else TaskState.FAILED
         outcome = Outcome(state, answer.status, answer.body, why)
-        await self.store.end(task, outcome, at=now, expires_at=now + self.keep)
+        if await self.store.end(task, outcome, at=now, expires_at=now + self.keep):
+            self.ended[state] += 1
 
 
 def receipt(task: Task) -> bytes:

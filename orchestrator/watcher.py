@@ -51,6 +51,7 @@ class Watcher:
     steady: Callable[[], float] = time.monotonic
     stale_since: datetime | None = None  # since when the scheduler has not answered
     trouble: str = ""  # in its words
+    heard: datetime | None = None  # when it last answered
     unrecorded: str = ""  # why what the last turn has learned could not be written down
     last_look: datetime | None = None  # the end of the last turn, whatever it found
     turn_seconds: float = 0.0  # how long it took
@@ -150,7 +151,7 @@ class Watcher:
         to read back, and requests that still wait to be taken: no grace ends by it."""
         if self.stale_since is not None or not self._answered:
             self._anew = self.clock()
-        self._answered = True
+        self._answered, self.heard = True, self.clock()
         self.stale_since, self.trouble = None, ""
 
     def _compare_clocks(self) -> None:

@@ -35,6 +35,11 @@ from pathlib import Path
 from typing import Any
 
 VERSION = "0.32.0"
+NOTED = ("x-request-id", "traceparent", "tracestate")  # headers that stand in the log
+TIMES = (
+    "time_to_first_token_seconds", "inter_token_latency_seconds", "e2e_request_latency_seconds",
+    "request_queue_time_seconds",
+)  # fmt: skip
 PHRASES = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed"}
 JSON = dict[str, Any]
 
@@ -118,6 +123,27 @@ class Generation:
         return {"prompt_tokens": asked, "completion_tokens": answered, "total_tokens": asked + answered}
 
 
+class Histogram:
+    """Seconds that something took, as vLLM counts them."""
+
+    BOUNDS = (0.001, 0.01, 0.1, 1.0, 10.0, float("inf"))
+
+    def __init__(self) -> None:
+        self.buckets = dict.fromkeys(self.BOUNDS, 0)
+        self.sum = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.sum += seconds
+        for bound in self.BOUNDS:
+            self.buckets[bound] += seconds <= bound
+
+    def lines(self, name: str, label: str) -> list[str]:
+        bounds = [(f"{bound:g}".replace("inf", "+Inf"), number) for bound, number in self.buckets.items()]
+        buckets = [f'vllm:{name}_bucket{label[:-1]},le="{bound}"}} {number:.1f}' for bound, number in bounds]
+        total = [f"vllm:{name}_sum{label} {self.sum}", f"vllm:{name}_count{label} {self.buckets[self.BOUNDS[-1]]:.1f}"]
+        return [f"# TYPE vllm:{name} histogram", *buckets, *total]
+
+
 class Engine:
     def __init__(self, options: argparse.Namespace, environment: dict[str, str]) -> None:
         self.options = options
@@ -130,6 +156,7 @@ class Engine:
         self.broken = environment.get("FAKE_BROKEN", "")
         self.slots = asyncio.Semaphore(int(environment.get("FAKE_SLOTS", "1000000")))
         self.accepted = self.running = self.waiting = self.succeeded = self.prompt_tokens = self.generation_tokens = 0
+        self.times = {name: Histogram() for name in TIMES}
         self.middleware: Any = reached
         for name in options.middleware:
             module, _, kind = name.rpartition(".")
@@ -139,7 +166,11 @@ class Engine:
         connection = Connection(reader, writer)
         try:
             async for request in connection.requests():
-                log(f"{request.method} {request.path} {request.headers.get('x-request-id', '')}".rstrip())
+                log(
+                    " ".join(
+                        [request.method, request.path, *(request.headers[n] for n in NOTED if n in request.headers)]
+                    )
+                )
                 try:
                     await self.answer(request, connection)
                 except Refusal as refusal:
@@ -196,8 +227,10 @@ class Engine:
         running = self.running - self.waiting
         gauges = {"num_requests_running": running, "num_requests_waiting": self.waiting, "kv_cache_usage_perc": 0}
         counters = {"prompt_tokens": self.prompt_tokens, "generation_tokens": self.generation_tokens}
+        counters |= {"prefix_cache_queries": self.prompt_tokens, "prefix_cache_hits": 0, "num_preemptions": 0}
         lines = [f"# TYPE vllm:{name} gauge\nvllm:{name}{label} {value:.1f}" for name, value in gauges.items()]
         lines += [f"# TYPE vllm:{n}_total counter\nvllm:{n}_total{label} {v:.1f}" for n, v in counters.items()]
+        lines += [line for name, times in self.times.items() for line in times.lines(name, label)]
         success = label.replace("{", '{finished_reason="stop",')
         lines.append(
             f"# TYPE vllm:request_success_total counter\nvllm:request_success_total{success} {self.succeeded:.1f}"
@@ -230,6 +263,7 @@ class Engine:
             work = asyncio.create_task(self.send_whole(generation, connection))
         left = asyncio.create_task(connection.gone())
         self.running += 1
+        began = time.monotonic()
         try:
             await asyncio.wait((work, left), return_when=asyncio.FIRST_COMPLETED)
             if not work.done() or isinstance(work.exception(), ConnectionError):
@@ -237,6 +271,7 @@ class Engine:
                 raise ConnectionResetError
             await work
             self.succeeded += 1
+            self.times["e2e_request_latency_seconds"].observe(time.monotonic() - began)
         finally:
             self.running -= 1
             for task in (work, left):
@@ -281,7 +316,9 @@ class Engine:
             self.slots.release()
 
     async def tokens(self, generation: Generation) -> AsyncIterator[str]:
+        began = last = time.monotonic()
         async with self.slot():
+            self.times["request_queue_time_seconds"].observe(time.monotonic() - began)
             await asyncio.sleep(directive(generation.prompt, "sleep") or 0)
             for index, word in enumerate(generation.words):
                 if generation.delay:
@@ -289,6 +326,9 @@ class Engine:
                 if index == 2 and re.search(r"\bdie\b", generation.prompt):
                     os._exit(9)
                 self.generation_tokens += 1
+                now = time.monotonic()
+                self.times[TIMES[1] if index else TIMES[0]].observe(now - last)
+                last = now
                 yield word if index == 0 else f" {word}"
 
     def shape(self, generation: Generation, choices: list[JSON], suffix: str = "") -> JSON:

@@ -74,11 +74,28 @@ class Answer:
         return {"id": "quirk-1", "object": kind, "created": 1, "model": self.model, "choices": choices}
 
     def events(self, words: list[str] = WORDS) -> list[bytes]:
+        if "responses" in self.asked.path:
+            return self.named_events(words)
         deltas: list[Any] = [{"role": "assistant", "content": ""}, *({"content": word} for word in words)]
         found = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
         found.append({"index": 0, "delta": {}, "finish_reason": "stop"})
         told = [json.dumps(self.shape([choice], ".chunk")) for choice in found]
         return [f"data: {event}\n\n".encode() for event in [*told, "[DONE]"]]
+
+    def named_events(self, words: list[str]) -> list[bytes]:
+        """OpenAI's responses: each event has a name, and the last one all of the answer."""
+        part = {"item_id": "msg-1", "output_index": 0, "content_index": 0}
+        response = {"id": "resp-1", "object": "response", "created_at": 1, "model": self.model, "output": []}
+        told: list[dict[str, Any]] = [{"type": "response.created", "response": response | {"status": "in_progress"}}]
+        told += [{"type": "response.output_text.delta", "delta": word, "logprobs": [], **part} for word in words]
+        said = {"type": "output_text", "text": "".join(words), "annotations": []}
+        message = {"type": "message", "id": "msg-1", "status": "completed", "role": "assistant", "content": [said]}
+        whole = response | {"status": "completed", "output": [message], "instructions": "be long " * 100}
+        told.append({"type": "response.completed", "response": whole})
+        return [
+            f"event: {one['type']}\ndata: {json.dumps(one | {'sequence_number': number})}\n\n".encode()
+            for number, one in enumerate(told)
+        ]
 
     def pieces(self) -> list[bytes]:
         """The first half of an answer and the rest."""
@@ -432,7 +449,7 @@ def requests(client: socket.socket) -> Iterator[tuple[str, Asked]]:
 
 
 def quirk_of(asked: dict[str, Any]) -> str:
-    found = asked.get("messages") or asked.get("prompt") or "plain"
+    found = asked.get("messages") or asked.get("prompt") or asked.get("input") or "plain"
     while not isinstance(found, str):
         found = found[-1] if isinstance(found, list) else found.get("content") or found.get("text") or "plain"
     return found.split()[-1]

@@ -238,6 +238,16 @@ def test_the_orchestrators_own(engines: Engines, single: str, group: str) -> Non
     assert 0 <= values(samples, "sluice_watcher_lag_seconds")[()] < 30
     assert 0 < values(samples, "sluice_watcher_turn_seconds")[()] < 10
     assert values(samples, "sluice_scheduler_stale")[()] == 0
+    assert 0 <= values(samples, "sluice_scheduler_answer_age_seconds")[()] < 30
+    replicas = {
+        (single, f"{single}:{engines.ports(single)[0]}"),
+        *((group, f"{group}:{p}") for p in engines.ports(group)),
+    }
+    for name, value in (("sluice_replica_ready", 1), ("sluice_replica_requests_in_flight", 0)):
+        assert values(samples, name, "service_id", "replica_id") == dict.fromkeys(replicas, value)
+    assert values(samples, "sluice_service_gpus", "service_id") == {(group,): 2}
+    assert values(samples, "sluice_gpu_seconds_total", "model")[("Qwen/Qwen2.5-0.5B-Instruct",)] > 0
+    assert values(samples, "sluice_service_failures_total", "rule")[("gpu-memory",)] == 0
     assert values(samples, "process_resident_memory_bytes")[()] > 1e6
     assert not [s.name for s in samples if s.name.endswith("_created")]
 

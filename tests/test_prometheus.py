@@ -57,8 +57,9 @@ def until(condition: Callable[[], bool], seconds: float, told: Callable[[], obje
 
 
 @contextmanager
-def halves(home: Path, port: int) -> Iterator[httpx2.Client]:
-    """Gateway and orchestrator with the local scheduler and the fake engine; a client of the gateway."""
+def halves(home: Path, port: int, **settings: str) -> Iterator[httpx2.Client]:
+    """Gateway and orchestrator with the local scheduler and the fake engine; a client of the gateway. `settings`:
+    further variables."""
     environment = environment_of_a_child(
         ORCHESTRATOR_HOME=str(home),
         ORCHESTRATOR_SCHEDULER="local",
@@ -67,6 +68,7 @@ def halves(home: Path, port: int) -> Iterator[httpx2.Client]:
         GATEWAY_PORT=str(port),
         GATEWAY_LOCAL_SOCKET=str(home / "orchestrator.sock"),
         GATEWAY_MODELS_FILE=str(home / "models.json"),
+        **settings,
     )
     with ExitStack() as opened:
         opened.callback(end_all_in, home)

@@ -136,6 +136,21 @@ def test_another_replica_answers_when_one_has_an_error_of_its_own(there: Place) 
     assert [answer.status_code for answer in answers] == [200] * 4, answers[0].text
 
 
+@pytest.mark.parametrize("client", ["openai2", "openai3"])
+def test_a_response_that_is_cut_never_looks_complete(there: Place, client: str) -> None:
+    """Its last event is longer than what is kept of a stream."""
+    if reason := environments.missing(client):
+        absent(reason)
+    whole = ("plain", "crlf", "tiny_chunks", "tiny_writes", "split_events", "http10", "done_then_close")
+    cut = ("break_between", "break_in_chunk", "break_in_event", "reset", "no_done", "http10_short", "bad_chunk")
+    asked = [case(quirk, True) | {"name": quirk, "do": "response"} for quirk in (*whole, *cut)]
+    found = environments.run(client, f"{there.url}/v1", asked)
+    for quirk in whole:
+        assert found[quirk] == {"text": TEXT, "last": "response.completed"}, quirk
+    assert {quirk for quirk in cut if "error" not in found[quirk]} == set(), found
+    assert "without its last event" in found["no_done"]["error"]["text"]
+
+
 @pytest.mark.parametrize("quirk", ["break_between", "no_done"])
 def test_anthropics_clients_are_told_in_their_own_form(there: Place, quirk: str) -> None:
     """They take no notice of events without a name."""

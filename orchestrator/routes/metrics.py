@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -11,13 +12,26 @@ from orchestrator.deps import App, Orchestrator, Wanted, check_ready, find
 from orchestrator.errors import EngineError, NotReady
 from orchestrator.exposition import CONTENT_TYPE, counted, labelled, merged, render
 from orchestrator.groups import is_group
-from orchestrator.metrics import Known, of_engines, of_orchestrator, status_info
+from orchestrator.metrics import (
+    Accounts,
+    Known,
+    QueueFacts,
+    ReplicaFacts,
+    SlotFacts,
+    of_accounts,
+    of_engines,
+    of_orchestrator,
+    of_queue,
+    of_slots,
+    status_info,
+)
 from orchestrator.models import Service, ServiceStatus
 from orchestrator.routes.services import ServiceId
 from orchestrator.routes.shapes import public_id
 from orchestrator.routes.strict import StrictRoute
 from orchestrator.scrape import Reading, read, scrape
 from orchestrator.services import plan_of
+from orchestrator.slots import Slot
 
 router = APIRouter(tags=["metrics"], route_class=StrictRoute)
 engines = APIRouter(tags=["vllm"], route_class=StrictRoute)
@@ -125,26 +139,62 @@ def _problems(readings: list[Reading]) -> list[str]:
     "/orchestrator/metrics", summary="Show the orchestrator's own metrics", response_class=Response, responses=_TEXT
 )
 async def show_own_metrics(app: App) -> Response:
-    """Requests, jobs, services, engines, the watcher, the scheduler."""
-    known = await _known(app)
-    return PrometheusText(render([*counted(app.registry), *of_orchestrator(known)]))
+    """Requests, jobs, services, engines, slots, queued requests, GPU hours and budgets, the watcher, the scheduler."""
+    return PrometheusText(
+        render(
+            [
+                *counted(app.registry),
+                *of_orchestrator(await _known(app)),
+                *of_slots([_slot(slot) for slot in app.slots]),
+                *of_queue(await _queue(app)),
+                *of_accounts(_accounts(app)),
+            ]
+        )
+    )
 
 
 async def _known(app: Orchestrator) -> Known:
+    """Of the database only what has not ended is read."""
     rows = await app.store.open_services()
-    every, watcher = app.replicas.every(), app.watcher
+    watcher, now = app.watcher, app.watcher.clock()
     return Known(
-        ended=[tally for tally in await app.store.tally() if tally.state.ended],
+        ended=app.census.ended,
         open_jobs=[job.state for _, job in await app.store.open_jobs()],
         open_statuses=[app.status(service, job) for service, job in rows],
-        replicas=len(every),
-        replicas_ready=sum(replica.ready for replica in every),
+        replicas=[ReplicaFacts(r.service_id, r.id, r.ready, r.in_flight) for r in app.replicas.every()],
         in_flight=dict(_in_flight(app, service) for service, job in rows if job.state.runs),
-        watcher_lag=(watcher.clock() - (watcher.last_look or app.started_at)).total_seconds(),
+        watcher_lag=(now - (watcher.last_look or app.started_at)).total_seconds(),
         watcher_turn=watcher.turn_seconds,
         scheduler_stale=watcher.stale_since is not None,
+        answer_age=None if watcher.heard is None else (now - watcher.heard).total_seconds(),
     )
 
 
 def _in_flight(app: Orchestrator, service: Service) -> tuple[str, int]:
     return public_id(service), sum(replica.in_flight for replica in app.replicas.of(service.submission_id))
+
+
+def _slot(slot: Slot) -> SlotFacts:
+    waits = slot.waits()
+    waiting = {model: (slot.waiting(model), waits.get(model, 0.0)) for model in slot.models}
+    return SlotFacts(slot.name, slot.phase, slot.loaded, waiting, slot.switches, slot.loads, slot.load_seconds)
+
+
+async def _queue(app: Orchestrator) -> QueueFacts:
+    backlog = await app.tasks.store.backlog()
+    waited = 0.0 if backlog.since is None else (app.tasks.clock() - backlog.since).total_seconds()
+    running = Counter(task.model for task, _ in app.tasks.running.values())
+    return QueueFacts(backlog, running, app.tasks.ended, max(waited, 0.0))
+
+
+def _accounts(app: Orchestrator) -> Accounts:
+    census, now = app.census, app.watcher.clock()
+    heard = app.watcher.heard
+    return Accounts(
+        seconds={} if heard is None else {by: census.gpu_seconds(by, heard) for by in ("model", "user")},
+        open_uses=census.open_uses(),
+        budgets=census.budgets_at(now),
+        failures=census.failures,
+        rules=[rule.name for rule in app.rules],
+        at=now,
+    )

@@ -30,6 +30,7 @@ from orchestrator.routes.strict import StrictRoute
 from orchestrator.services import plan_of
 from orchestrator.wire.http1 import end_to_end
 
+_OF_A_TRACE = (b"traceparent", b"tracestate")
 _REPLACED = frozenset({b"x-request-id"})  # by the server, for all answers
 
 router = APIRouter(tags=["vllm"], route_class=StrictRoute)
@@ -105,6 +106,7 @@ def question_of(wanted: Wanted, replica: Replica, request: Request, asked: Promp
         fields=asked.model_dump(),
         identity=headers.get(b"x-request-id", b""),
         session=headers.get(b"session", b""),
+        trace=tuple((name, headers[name]) for name in _OF_A_TRACE if name in headers),
     )
 
 

@@ -60,3 +60,6 @@ class Reply(Protocol):
 
 Handle = Callable[[Request, Reply], Exchange]
 """Takes a request whose head is complete. May answer at once, within the call."""
+
+Around = Callable[[Handle], Handle]
+"""Makes a handler that does something more out of another one."""

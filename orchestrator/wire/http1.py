@@ -75,6 +75,14 @@ class Head:
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers.append((name.lower(), value.rstrip(b" \t")))
 
+    def with_headers(self, headers: Headers) -> "Head":
+        """The same with other headers, of one request alone. They do not say anything else of its body."""
+        head = Head()
+        head.method, head.target, head.minor = self.method, self.target, self.minor
+        head.keep_alive, head.chunked, head.expects = self.keep_alive, self.chunked, self.expects
+        head.headers, head.first = headers, dict(reversed(headers))
+        return head
+
 
 class Request:
     """One request: its head, and the `length` of its body, None when it comes in chunks.

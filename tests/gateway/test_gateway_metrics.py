@@ -41,6 +41,7 @@ async def test_requests_are_counted_by_kind_and_status(folder: Path, orchestrato
     assert told["sluice_gateway_requests_in_flight",] == 1, "this one"
     assert told["sluice_gateway_request_seconds_count", "api", "GET"] == 3
     assert (told["sluice_gateway_tunnel", "up"], told["sluice_gateway_tunnel", "down"]) == (1, 0)
+    assert told["sluice_gateway_requests_waiting",] == 0
 
 
 async def test_it_needs_no_orchestrator_and_a_request_that_got_nowhere_is_503(folder: Path) -> None:

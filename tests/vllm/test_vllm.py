@@ -1,11 +1,14 @@
 """A real vLLM with a real model runs as a Slurm job and answers login."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from scripts.dashboards import ALL
+from scripts.grafana import rendered
 from tests.cluster.cluster import Cluster, wait_for
 from tests.vllm.fixtures import VllmEnvironment
 
@@ -54,6 +57,9 @@ def test_a_job_answers(cluster: Cluster, vllm_environment: VllmEnvironment) -> N
         headers = ["-H", f"Authorization: Bearer {KEY}", "-H", "Content-Type: application/json"]
         answer = json.loads(ask(cluster, "/v1/chat/completions", *headers, "-d", json.dumps(QUESTION)))
         assert "Paris" in answer["choices"][0]["message"]["content"]
+        shown = set(re.findall(r"vllm:\w+", "".join(map(rendered, ALL))))
+        told = ask(cluster, "/metrics")
+        assert {name for name in shown if not re.search(rf"^{name}[{{ ]", told, re.MULTILINE)} == set(), "on dashboards"
     finally:
         cluster.ssh("scancel", job)
     wait_for(lambda: state(cluster, job) == "CANCELLED", "the job is cancelled", cluster)

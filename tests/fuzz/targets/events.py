@@ -38,6 +38,7 @@ TARGET = Target(
         b"\x02" + uncut(b'event: message_stop\ndata: {"type": "message_stop"}\n\n', 5, 5, 5),
         b"\x03" + uncut(_EVENT * 3, 23, 23),
         b"\x00" + uncut(b"data: [DONE]\n\n" + b"\n" * 300, 255, 9),
+        b"\x03" + uncut(b"event: response.completed\ndata: {}\n\n", 9, 9, 9),
     ],
     words=[
         b"data: [DONE]",
@@ -47,6 +48,7 @@ TARGET = Target(
         b"\r\n",
         b"0\r\n\r\n",
         b'"message_stop"}',
+        b"\nevent: response.failed\n",
         b": ping\n\n",
         b"a\r\n",
     ],
