@@ -3,7 +3,7 @@ BIN := .venv/bin
 COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test chaos check unit setup lock openapi dashboards format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
+.PHONY: demo test chaos check unit setup lock openapi dashboards configuration recordings docs format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
 
 setup: .venv/.done
 
@@ -48,6 +48,18 @@ openapi: setup
 # Grafana's dashboards, from what stands in scripts/dashboards.py.
 dashboards: setup
 	$(BIN)/python -m scripts.dashboards
+
+# docs/configuration.md from what stands below the fields of both settings.py.
+configuration: setup
+	$(BIN)/python -m scripts.configuration
+
+# What a terminal shows, into docs/recordings and the pages that have it; on the cluster of the tests, so as root.
+recordings: setup
+	$(BIN)/python -m scripts.recordings
+
+# The pages as a site in build/site, which needs nothing from outside: `python3 -m http.server -d build/site`.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The data path, compiled, beside other proxies; the table goes into docs/performance.md. QUICK=1: a few minutes, no table.
 # ONLY=words: some of it, e.g. ONLY="orchestrator,nginx + ssh". REPETITIONS=5.

@@ -32,37 +32,61 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="GATEWAY_", extra="forbid", frozen=True)
 
     config: Path | None = None
-    # One key beside those of the file; with all scopes, unless there is one for the admin too: then without that scope.
+    """This TOML file; `--config` wins over the variable."""
     api_key: SecretStr | None = None
+    """A key that is asked of clients, beside those of `sluice keys`: with all scopes, or with `manage` where there is
+    GATEWAY_ADMIN_API_KEY too."""
     admin_api_key: SecretStr | None = None
-    keys_file: Path | None = None  # of `sluice keys`; None: keys.json in the folder sluicegate of ~/.config
-    loopback_open: bool = False  # on loopback no request needs a key, whatever keys there are
+    """A second one, with the scope `admin`."""
+    keys_file: Path | None = None
+    """The file of `sluice keys`. Unset: `~/.config/sluicegate/keys.json`."""
+    loopback_open: bool = False
+    """On loopback no request needs a key, whatever keys there are."""
     host: str = "127.0.0.1"
-    port: int = Field(default=8001, ge=0, le=65535)  # 0: any free port
-    # Further names by which clients may call a gateway on loopback, e.g. host.docker.internal. One that others can
-    # know, such as myhost.tailnet.ts.net, is that of a proxy which brings their requests: that wants a key.
+    """The address on which clients reach the gateway. Others than loopback want a key."""
+    port: int = Field(default=8001, ge=0, le=65535)
+    """Its port; 0 is any that is free."""
     allowed_hosts: Annotated[list[str], NoDecode] = []
-    url: str | None = None  # where `sluice ps` and the like find the gateway; None: at the port above, on this machine
-    cluster: str | None = None  # a Host of the SSH configuration; None: the orchestrator of this machine
-    # Who speaks SSH: asyncssh in this process, or the system's ssh beside it, which honours all of your configuration.
+    """Further names by which clients may call a gateway on loopback, such as `host.docker.internal`; in the variable
+    with commas between them. One that others can know, such as `myhost.tailnet.ts.net`, is that of a proxy which brings
+    their requests: it wants a key."""
+    url: str | None = None
+    """Where `sluice run`, `ps` and the like find the gateway. Unset: on this machine, at the port above."""
+    cluster: str | None = None
+    """A Host of your SSH configuration: what you would type behind `ssh`. Unset: the orchestrator of this machine."""
     transport: Literal["asyncssh", "openssh"] = "asyncssh"
-    ssh_config: Path | None = None  # None: ~/.ssh/config
-    remote_socket: str = ".sluicegate/orchestrator.sock"  # on the login node; a relative path is below its home
-    local_socket: Path | None = None  # without a cluster; None: where this machine's orchestrator has it
-    # Which models there were, for when the orchestrator is away; None: in the folder sluicegate of ~/.cache.
+    """Who speaks SSH: asyncssh within the gateway, or the system's `ssh`, with all of your configuration
+    (ControlMaster, security keys) and half the CPU."""
+    ssh_config: Path | None = None
+    """The SSH configuration. Unset: `~/.ssh/config`."""
+    remote_socket: str = ".sluicegate/orchestrator.sock"
+    """The orchestrator's socket on the login node; a relative path is below your home there."""
+    local_socket: Path | None = None
+    """The same without a cluster. Unset: where the orchestrator of this machine has it."""
     models_file: Path | None = None
+    """Which models there were, for when the orchestrator is away. Unset: a file in `~/.cache/sluicegate`."""
     connect_seconds: float = Field(default=15, gt=0)
-    # So many seconds without a word: a keep-alive. After so many unanswered ones the connection is dead: 40 s in all.
+    """How long a login may take; a person who is asked gets 120 s."""
     keepalive_seconds: float = Field(default=10, gt=0)
+    """So long without a word, and a keep-alive is sent."""
     keepalive_count: int = Field(default=3, ge=1)
-    hold_seconds: float = Field(default=30, ge=0, le=600)  # that a request waits for a link that is down; 0: not at all
+    """So many unanswered ones, and the connection is dead: 40 s in all."""
+    hold_seconds: float = Field(default=30, ge=0, le=600)
+    """How long a request waits for a link that is down before it gets a 503; 0: not at all."""
     backoff_min_seconds: float = Field(default=1, gt=0)
+    """Between the first two tries to connect."""
     backoff_max_seconds: float = Field(default=60, gt=0)
-    max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open
-    probe_seconds: float = Field(default=2, gt=0)  # time limit of the questions behind /health and /ready
-    sample_seconds: float = Field(default=15, ge=1, le=15)  # between two samples for the charts of the dashboard
+    """Between two tries at the most."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Clients at once; never more than half of the files that the process may have open."""
+    probe_seconds: float = Field(default=2, gt=0)
+    """The time limit of the questions behind /health and /ready."""
+    sample_seconds: float = Field(default=15, ge=1, le=15)
+    """Between two samples for the charts of the dashboard."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
+    """What is logged."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """Of stderr; `auto` is text on a terminal and JSON elsewhere."""
 
     @field_validator("api_key", "admin_api_key", "cluster", "url", mode="before")
     @classmethod

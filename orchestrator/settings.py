@@ -28,11 +28,16 @@ class Engine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    command: list[str] = []  # the words before the recipe's own arguments; [] leaves the recipe's default
-    image: str | None = None  # a .sif path or docker:// reference for apptainer, an image name for docker and podman
-    runtime: Runtime | None = None  # None: the site's
+    command: list[str] = []
+    """The words before the recipe's own arguments. Empty: what the recipe says."""
+    image: str | None = None
+    """A `.sif` path or `docker://` reference for Apptainer, an image's name for Docker and Podman."""
+    runtime: Runtime | None = None
+    """The container runtime of this engine. Unset: the site's."""
     environment: dict[str, str] = {}
+    """Exported in the jobs of this engine."""
     modules: list[str] = []
+    """Loaded in its jobs, behind the site's."""
 
 
 class Site(BaseModel):
@@ -41,27 +46,49 @@ class Site(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     account: str | None = None
+    """The Slurm account that jobs are charged to; a service's `config.account` wins."""
     partition: str | None = None
-    cpu_partition: str | None = None  # for jobs without GPUs; None: `partition`
+    """Slurm's partition."""
+    cpu_partition: str | None = None
+    """The partition of jobs without GPUs. Unset: `partition`."""
     qos: str | None = None
+    """Slurm's quality of service."""
     constraint: str | None = None
-    extra_directives: list[str] = []  # e.g. ["--exclusive", "--mail-type=FAIL"], put behind ours
+    """Features that nodes must have, as sbatch takes them."""
+    extra_directives: list[str] = []
+    """Further options of sbatch, behind ours, such as `["--exclusive", "--mail-type=FAIL"]`."""
     gpu_request: Literal["gres", "gpus-per-node", "gpus"] = "gres"
-    gpu_type: str | None = None  # e.g. "a100": --gres=gpu:a100:N
-    gpu_memory_gb: float | None = Field(default=None, gt=0, le=10_000)  # of one GPU, for POST /preflight
-    request_memory: bool = True  # False for sites that refuse --mem
-    max_time_limit: int = Field(default=7 * 24 * 60, ge=1)  # minutes
+    """How GPUs are asked for: `--gres=gpu:N`, `--gpus-per-node=N` or `--gpus=N`."""
+    gpu_type: str | None = None
+    """The GPUs' type, such as `a100`: `--gres=gpu:a100:N`."""
+    gpu_memory_gb: float | None = Field(default=None, gt=0, le=10_000)
+    """The memory of one GPU, for POST /preflight. Unset: what `gpu_type` usually has."""
+    request_memory: bool = True
+    """False for sites that refuse `--mem`."""
+    max_time_limit: int = Field(default=7 * 24 * 60, ge=1)
+    """The longest `time_limit` that is taken, in minutes."""
     modules: list[str] = []
-    module_init: str | None = None  # a file to source before `module load` where batch shells do not know `module`
+    """Loaded in each job."""
+    module_init: str | None = None
+    """A file to source before `module load`, where batch shells do not know `module`."""
     runtime: Runtime = "none"
-    bind: list[str] = []  # further folders that containers see, "path" or "path:path:ro"
-    cache_dir: str | None = None  # models and compile caches, on a file system that the compute nodes see
-    image_dir: str | None = None  # where `sluice images pull` puts images for apptainer, and recipes look for them
-    python: str | None = None  # the interpreter of Python engines on the compute nodes; None: the orchestrator's own
-    environment: dict[str, str] = {}  # exported in every job
-    slurm_environment: list[str] = []  # further variables that Slurm's commands get, and so does each job
-    token_file: str | None = None  # a file with a Hugging Face token, read when a service is started
+    """What runs engines: plain programs, or containers."""
+    bind: list[str] = []
+    """Further folders that containers see: `path` or `path:path:ro`."""
+    cache_dir: str | None = None
+    """Models and compile caches, on a file system that the compute nodes see. Unset: `~/.cache/sluicegate`."""
+    image_dir: str | None = None
+    """Where `sluice images pull` puts images for apptainer, and recipes look for them."""
+    python: str | None = None
+    """The interpreter of Python engines on the compute nodes. Unset: the orchestrator's own."""
+    environment: dict[str, str] = {}
+    """Exported in every job."""
+    slurm_environment: list[str] = []
+    """Names of further variables that Slurm's commands get, and so does each job."""
+    token_file: str | None = None
+    """A file with a Hugging Face token, read when a service is started."""
     engines: dict[str, Engine] = {}
+    """What is special about one engine: `[site.engines.NAME]`."""
 
     @property
     def image_folder(self) -> Path | None:
@@ -82,10 +109,13 @@ class Prices(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     currency: str = Field(default="EUR", pattern=r"^[^\x00-\x20\x7f]{1,16}$")
-    gpu_hour: float = Field(default=0, ge=0, allow_inf_nan=False)  # of one GPU
-    core_hour: float = Field(default=0, ge=0, allow_inf_nan=False)  # of one CPU core
-    # Of the GPUs of a type, [site] gpu_type at the service's start; others cost `gpu_hour`.
+    """What the numbers are."""
+    gpu_hour: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Of one GPU for an hour."""
+    core_hour: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Of one CPU core for an hour."""
     gpu_types: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = {}
+    """The same as `gpu_hour` for the GPUs of a type, `[site] gpu_type` at the service's start."""
 
 
 class Budget(BaseModel):
@@ -94,11 +124,17 @@ class Budget(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(min_length=1, max_length=100)
+    """What it is called in refusals and in the audit."""
     applies_to: str = Field(default="all", pattern=r"^(all|(user|key|model|recipe):.+)$")
+    """`all`, `user:NAME`, `key:NAME`, `model:NAME` or `recipe:NAME`."""
     period: Literal["day", "month", "total"]
+    """A day or a month of UTC, or all time."""
     limit: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Money, in the currency of `[prices]`."""
     gpu_hours: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    action: Literal["refuse", "stop"] = "refuse"  # new services; `stop` also ends those that run
+    """GPU hours; a budget has these or `limit`."""
+    action: Literal["refuse", "stop"] = "refuse"
+    """`refuse` new services; `stop` also ends those that run."""
 
     @model_validator(mode="after")
     def _has_one_limit(self) -> Self:
@@ -116,20 +152,35 @@ class Vast(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     api_key: SecretStr | None = None
+    """The key of vast.ai's API."""
     instance_id: int | None = Field(default=None, ge=1)
-    control_api_key: SecretStr | None = None  # asked of everybody who uses /infra/vast
+    """The instance that is started and stopped."""
+    control_api_key: SecretStr | None = None
+    """Asked of everybody who uses /infra/vast; without it nobody can."""
     api_url: str = Field(default="https://console.vast.ai/api/v0", pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$")
+    """Where vast.ai's API is."""
     health_port: int = Field(default=8001, ge=1, le=65535)
+    """Where its health is asked for; ports are those within the instance."""
     health_path: str = Field(default="/health", pattern=r"^/[!\"$-~]*$")
-    engine_port: int = Field(default=8001, ge=1, le=65535)  # where OpenAI's API is
-    engine_key: SecretStr | None = None  # its key, sent as a bearer token
-    wait_timeout_s: float = Field(default=600, gt=0, le=86400)  # for a start, until it is healthy
+    """The path of that."""
+    engine_port: int = Field(default=8001, ge=1, le=65535)
+    """Where OpenAI's API is."""
+    engine_key: SecretStr | None = None
+    """The API key of its engine, sent as a bearer token."""
+    wait_timeout_s: float = Field(default=600, gt=0, le=86400)
+    """For a start, until it is healthy."""
     auto_shutdown: bool = True
+    """Stop it when nobody uses it."""
     auto_shutdown_minutes: float = Field(default=30, gt=0, le=7 * 24 * 60)
-    state_path: Path | None = None  # a copy of the state for other programs; the database is what counts
-    audit_path: Path | None = None  # the same of the audit, a line of JSON each
-    poll_seconds: float = Field(default=2, gt=0, le=60)  # between two looks at an instance that is to start or stop
-    check_seconds: float = Field(default=60, gt=0, le=600)  # between two at one that does neither
+    """After so long without use."""
+    state_path: Path | None = None
+    """A copy of the state in JSON for other programs; the database is what counts."""
+    audit_path: Path | None = None
+    """The same of the audit, a line of JSON each."""
+    poll_seconds: float = Field(default=2, gt=0, le=60)
+    """Between two looks at an instance that is to start or stop."""
+    check_seconds: float = Field(default=60, gt=0, le=600)
+    """Between two looks at one that does neither."""
 
     @field_validator("state_path", "audit_path")
     @classmethod
@@ -166,51 +217,74 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ORCHESTRATOR_", env_ignore_empty=True, extra="forbid", frozen=True)
 
     home: Path = Field(default_factory=lambda: Path.home() / ".sluicegate")
-    socket: Path | None = None  # None: home/orchestrator.sock
+    """The state folder: database, run folders, socket. On a file system that the compute nodes see."""
+    socket: Path | None = None
+    """Where the gateway comes in. Unset: `orchestrator.sock` in the state folder."""
     config: Path | None = None
-    # postgresql://USER@HOST/DATABASE, in libpq's words; None: SQLite in home. Secret, because it may hold a password.
+    """This TOML file; `--config` wins over the variable."""
     database_url: SecretStr | None = None
-    # Where jobs of the cluster reach us too, over TCP and with a key of `sluice keys --orchestrator`; None: nowhere.
+    """`postgresql://USER@HOST/DATABASE`, in libpq's words: services, jobs and events there instead of in SQLite.
+    Secret, because it may hold a password."""
     host: str | None = None
+    """The address on which jobs of the cluster reach the orchestrator too, by TCP and with a key of `sluice keys create
+    NAME --orchestrator`. Unset: none."""
     port: int = Field(default=8010, ge=1024, le=65535)
-    max_connections: int = Field(default=4096, ge=1)  # of clients at once; at most half of the files that may be open
+    """The port there."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Clients at once; never more than half of the files that the process may have open."""
     scheduler: Literal["slurm", "local"] = "slurm"
-    # Further recipe folders, searched before the built-in ones; the first that has a name wins.
+    """What runs jobs: Slurm, or plain processes of this machine."""
     recipes: Annotated[list[Path], NoDecode] = []
-    poll_seconds: float | None = Field(default=None, gt=0, le=3600)  # None: 10 under slurm, 0.5 under local
+    """Further recipe folders, in the variable with `:` between them; they are searched before the built-in ones, and
+    the first that has a name wins."""
+    poll_seconds: float | None = Field(default=None, gt=0, le=3600)
+    """Between two calls of squeue. Unset: 10 with Slurm, 0.5 without."""
     probe_seconds: float = Field(default=1.0, gt=0, le=60)
-    # At least between two questions about the whole cluster and its queue, which are put while somebody looks.
+    """Between two health checks of an engine."""
     cluster_seconds: float = Field(default=15, gt=0, le=3600)
-    # How long a job that was recorded but never seen may stay so before it is submitted again (after a crash) or
-    # given up (after a time-out of sbatch); also how long a job may be unknown to the scheduler before it is lost.
+    """At least between two questions about the whole cluster and its queue, which are put while somebody looks."""
     grace_seconds: float = Field(default=60, ge=0)
-    models: Path | None = None  # the list of the models that are offered, see orchestrator.model_list
-    # For how long a request waits for its model to be loaded before it is told to come back; streams wait for it.
+    """How long a job that was recorded but never seen may stay so before it is submitted again (after a crash) or given
+    up (after a time-out of sbatch); also how long a job may be unknown to the scheduler before it is lost."""
+    models: Path | None = None
+    """The list of the models that are started when they are asked for; also MODELS_YAML_PATH. Unset: `models.yaml` in
+    the state folder, where there is one."""
     wake_hold_seconds: float = Field(default=20, ge=0, le=3600)
-    # For how long a cancelled service may go on answering what it was asked before.
+    """How long a request that is not a stream waits for its model to be loaded before it is told to come back."""
     drain_seconds: float = Field(default=30, ge=0, le=3600)
-    # Requests that one replica is sent at once; engines queue what they cannot compute yet.
+    """How long a cancelled service may finish what it was asked before."""
     max_in_flight: int = Field(default=1024, ge=1, le=100_000)
-    # Queued requests ("async": true, batches): how many of one model engines are sent at once, for how many seconds one
-    # may wait, and may be answered, and for how many hours its result is kept.
+    """Requests that one replica is sent at once; more are a 429."""
     task_concurrency: int = Field(default=4, ge=1, le=1000)
+    """Queued requests (`"async": true`, batches) of one model that engines are sent at once."""
     task_timeout: float = Field(default=24 * 3600, gt=0, le=30 * 24 * 3600)
+    """Seconds that a queued request waits before it has expired."""
     inference_timeout: float = Field(default=3600, gt=0, le=7 * 24 * 3600)
+    """Seconds that the answer to a queued request may take."""
     task_keep_hours: float = Field(default=72, gt=0, le=24 * 365)
-    file_megabytes: int = Field(default=200, ge=1, le=10_000)  # of one file that is uploaded
-    files_gigabytes: float = Field(default=10, gt=0)  # of all files that are kept
-    command_seconds: float = Field(default=30, gt=0)  # time limit of each external command, each question to PostgreSQL
+    """How long the result of a queued request is kept."""
+    file_megabytes: int = Field(default=200, ge=1, le=10_000)
+    """Of one file that is uploaded."""
+    files_gigabytes: float = Field(default=10, gt=0)
+    """Of all files that are kept; beyond that uploads are a 507."""
+    command_seconds: float = Field(default=30, gt=0)
+    """The time limit of each external command, and of each question to PostgreSQL."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["auto", "text", "json"] = "auto"  # of stderr; auto: text on a terminal, else JSON
-    log_megabytes: int = Field(
-        default=8, ge=1, le=1024
-    )  # of HOME/orchestrator.log, with those before it four times that
-    # Minutes without a request after which a service is ended that says nothing of it itself; None: never.
+    """What is logged."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """Of stderr; `auto` is text on a terminal and JSON elsewhere."""
+    log_megabytes: int = Field(default=8, ge=1, le=1024)
+    """Of `orchestrator.log` in the state folder; with those before it four times that."""
     idle_minutes: float | None = Field(default=None, ge=0.1, le=525_600)
+    """Minutes without a request after which a service is ended that has no `idle_timeout` of its own. Unset: never."""
     prices: Prices = Prices()
+    """What an hour costs: `[prices]`."""
     budgets: list[Budget] = []
+    """What may be spent: `[[budgets]]`."""
     site: Site = Site()
+    """What is special about the site: `[site]`."""
     vast: Vast = Vast()
+    """A GPU rented at vast.ai: `[vast]`."""
 
     @field_validator("recipes", mode="before")
     @classmethod

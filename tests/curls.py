@@ -19,7 +19,7 @@ DOCUMENTS = (*OURS, REPOSITORY / "tests" / "documents" / "server_api.md")
 """Those whose commands must do what they promise: our own, and the server API's, by which users wrote their scripts."""
 _BLOCK = re.compile(r"^```bash[ \t]*\n(.*?)^```[ \t]*$", re.MULTILINE | re.DOTALL)
 # Line by line what a shell sees: quotes may span lines, a comment may hold one quote.
-_PIECE = re.compile(
+PIECE = re.compile(
     r"""(?P<joined>\\\n) | (?P<end>\n) | (?P<comment>(?<!\S)\#[^\n]*) | (?P<single>'[^']*')
     | (?P<double>"(?:\\.|[^"\\])*") | (?P<plain>\\. | [^'"\\\n])""",
     re.VERBOSE | re.DOTALL,
@@ -82,7 +82,7 @@ def _commands(document: str, text: str) -> Iterator[tuple[int, str]]:
 
 def _pieces(document: str, text: str, at: int, end: int) -> Iterator[tuple[str, str, int]]:
     while at < end:
-        found = _PIECE.match(text, at, end)
+        found = PIECE.match(text, at, end)
         where = f"{document}:{text.count(chr(10), 0, at) + 1}"
         if found is None:
             raise CurlError(f"{where}: {text[at]} has no partner in its block; close it")

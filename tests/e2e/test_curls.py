@@ -11,13 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.cluster import namespace
 from tests.curls import DOCUMENTS, Curl, curls
 from tests.e2e.deployment import Deployment, laptop_api, wait_for
-from tests.e2e.promises import OURS, PLACE, WHOLE, Call, promise_of
-from tests.fake_hub import TINY, fake_hub, whole
-from tests.fake_vast import fake_vast
-from tests.renting import rented_in_the_environment
+from tests.e2e.promises import OURS, PLACE, Call, promise_of
+from tests.e2e.surroundings import surround
 
 pytestmark = pytest.mark.cluster
 
@@ -44,13 +41,7 @@ def reader(shared_deployment: Deployment) -> Iterator[Call]:
     one.embed_qdrant()
     one.bring_apptainer()
     with ExitStack() as stack:
-        with namespace(one.cluster, "login"):
-            hub = stack.enter_context(fake_hub())
-            hub.models.append(whole(WHOLE, TINY))
-            one.environment["HF_ENDPOINT"] = hub.url
-            vast = stack.enter_context(fake_vast())
-            vast.ports = {8001: vast.own_port}
-            one.environment |= rented_in_the_environment(vast, "your-control-key") | {"VAST_ENGINE_PORT": "8000"}
+        surround(one, stack)
         models = one.cluster.home / "models.yaml"
         models.write_text(json.dumps({"models": dict.fromkeys(("qwen3-30b", "gpt-oss120"), ENTRY)}))
         one.environment["ORCHESTRATOR_MODELS"] = str(models)
