@@ -38,11 +38,13 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def within_site(markdown: str, page: str) -> str:
     """A page with links that hold in the site. `page`: its name there."""
-    at_root = page in PAGES.values()
+    folder = PurePosixPath(page).parent.as_posix() + "/" if page.startswith("examples/") else "docs/"
+    base = "" if page in PAGES.values() else folder
+    back = "../" * page.count("/")
 
     def moved(link: re.Match[str]) -> str:
-        target = link[2] if at_root else _normal(f"docs/{link[2]}")
-        return f"{link[1]}{_name(target)}{link[3]}"
+        target = _normal(base + link[2]) if base else link[2]
+        return f"{link[1]}{back}{_name(target)}{link[3]}"
 
     return _LINK.sub(moved, markdown)
 

@@ -25,7 +25,11 @@ from tests.vllm import make
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "recordings"
-PLACES = {"run": ("docs/index.md", "docs/tutorial.md"), "failure": ("docs/troubleshooting.md",)}
+PLACES = {
+    "run": ("docs/index.md", "docs/tutorial.md"),
+    "failure": ("docs/troubleshooting.md",),
+    "doctor": ("docs/doctor.md",),
+}
 """Where each recording is shown, between its two comments."""
 IDS = ("3652098", "3652099")
 _COLUMNS = 110
@@ -94,10 +98,15 @@ class Recording:
 
     def text(self, ids: tuple[str, ...]) -> str:
         """As wide as the terminal, with the ids of the documentation in place of `ids`."""
-        text = "\n".join("\n".join(textwrap.wrap(line, _COLUMNS)) for line in self.lines) + "\n"
+        text = "\n".join(_wrapped(line) for line in self.lines) + "\n"
         for ours, shown in zip(ids, IDS, strict=False):
             text = re.sub(rf"(?<![\w.:]){ours}(?!\w|-|[:.]\d| s\b| min\b)", shown, text)
         return text
+
+
+def _wrapped(line: str) -> str:
+    indent = " " * (len(line) - len(line.lstrip()))
+    return "\n".join(textwrap.wrap(line, _COLUMNS, subsequent_indent=indent))
 
 
 def _lives(lines: list[str]) -> int:
@@ -153,6 +162,7 @@ class Stage:
             copy = one.cluster.root / name
             copy.write_bytes((ROOT / "tests" / name).read_bytes())
             copy.chmod(0o755)
+        one.command_in(one.cluster.home / "sluicegate" / "bin")
         serve = one.site / "orchestrator/builtin_recipes/inference/llamacpp-cpu/serve.py"
         one.config = one.config[: one.config.index("[site.engines.vllm]")] + (
             f"[site.engines.vllm]\ncommand = {_slow('/usr/bin/python3', one.cluster.root / 'crowded_engine.py')}\n"
@@ -217,13 +227,31 @@ def failure(stage: Stage) -> str:
     return recording.text((failed, again))
 
 
-RECORDINGS: dict[str, Callable[[Stage], str]] = {"run": run, "failure": failure}
+def doctor(stage: Stage) -> str:
+    """All is well; then Slurm's controller is away."""
+    cluster = stage.cluster
+    reached = {"GATEWAY_CLUSTER": cluster.alias, "GATEWAY_SSH_CONFIG": str(cluster.ssh_config),
+               "GATEWAY_REMOTE_SOCKET": str(stage.deployment.socket)}  # fmt: skip
+    recording = Recording(stage.environment | reached)
+    recording.run("sluice doctor")
+    cluster.stop_controller()
+    try:
+        recording.run("sluice doctor", status=1)
+    finally:
+        cluster.start_controller()
+    text = recording.text(())
+    for ours, shown in ((str(cluster.home), "/home/ada"), (cluster.user, "ada"), (str(cluster.root), "/home/ada"),
+                        (cluster.hosts["login"], "192.0.2.7"), (sys.prefix, "/home/ada/sluicegate")):  # fmt: skip
+        text = text.replace(ours, shown)
+    return text
+
+
+RECORDINGS: dict[str, Callable[[Stage], str]] = {"doctor": doctor, "run": run, "failure": failure}
 
 
 def without_times(text: str) -> str:
-    """What must be the same in every run: no numbers but the ids, no spinner."""
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME", re.sub(r"[⠀-⣿]", "*", text))
-    return re.sub(rf"\b(?!{IDS[0]}|{IDS[1]})(\d+ (min|s|h)( \d+ s)?|:\d+\b)", "N", text)
+    """What must be the same in every run: no numbers, no spinner."""
+    return re.sub(r"\d+([.:-]\d+)*", "N", re.sub(r"[⠀-⣿]", "*", text))
 
 
 def put(name: str, text: str) -> None:

@@ -20,7 +20,7 @@ _FENCE = re.compile(
 )
 LANGUAGES = {"bash", "text", "json", "yaml", "toml", "python", "js", "jinja", "ini"}
 
-WALKED = ("site-offline.md", "README.md", "tutorial.md")
+WALKED = ("README.md", "site-offline.md", "tutorial.md")
 """Pages that tests/e2e/test_readme.py follows from nothing, in this order."""
 
 _CURLS = "tests/e2e/test_curls.py::test_it_does_what_the_document_says"
@@ -35,6 +35,10 @@ ELSEWHERE = {
     r"cli\.md: ": "tests/test_client.py::test_every_command_of_the_documentation",
     r"vast\.md: curl -X POST http://localhost:8001/v1/": "tests/test_vast_power_api.py",
     r"site-second-factor\.md: GATEWAY_CLUSTER=mycluster": "tests/gateway/test_second_factor.py",
+    r"connect\.md: (sluice (dis)?connect|curl |pip install sluicegate )": "tests/e2e/test_connect.py",
+    r"connect\.md: (python3 |~/sluicegate/bin/pip|sluice orch|GATEWAY_CLUSTER)": "tests/e2e/test_main_job.py",
+    r"models\.md: sluice (models|images) ": "tests/e2e/test_prefetch.py",
+    r"observability\.md: (pip install 'sluicegate\[otel\]'|export OTEL_|sluice gateway)": "tests/test_traces.py",
     r"make openapi ": "tests/test_openapi.py",
     r"make configuration ": "tests/test_configuration.py",
     r"make recordings ": "tests/e2e/test_recordings.py",
@@ -56,6 +60,7 @@ NOT_RUN = {
     r"OPENAI_API_BASE=\S+ OPENAI_API_KEY=none aider": "a program of others, which waits for a person",
     r"useradd|python3 -m venv /opt|/opt/sluicegate/bin/pip|install -[dm]|systemctl|sudo -u sluicegate":
         "needs root and systemd; tests/test_workstation.py looks at the units",
+    r"ssh hpc '(rm|loginctl)|rm -rf ~/\.cache/sluicegate/connect": "takes away what the tests' own users never have",
     r"sqlite3 ": "needs the program sqlite3, which is not ours",
     r"/path/to/vllm": "needs the vLLM that is to be read; tests/test_catalogue.py compares its list",
 }  # fmt: skip

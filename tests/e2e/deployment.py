@@ -166,6 +166,14 @@ class Deployment:
         facts = f'[site]\nimage_dir = "{self.cluster.home}/images"\nmodule_init = "{init}"\n'
         self.config = self.config.replace("[site]\n", facts, 1)
 
+    def command_in(self, folder: Path) -> None:
+        """Make `sluice` there, as an installation does, for the cluster's user."""
+        folder.mkdir(parents=True)
+        program = "from gateway.cli import main; main()"
+        command = folder / "sluice"
+        command.write_text(f'#!/bin/sh\nPYTHONPATH={self.site} exec {self.python} -c "{program}" "$@"\n')
+        command.chmod(0o755)
+
     def start_orchestrator(self, wait: bool = True) -> None:
         config = self.cluster.home / "site.toml"
         config.write_text(self.config)

@@ -26,17 +26,6 @@ def model_list() -> str:
     return block.text.replace("time_limit: 480", "time_limit: 60")
 
 
-def sluice_on_login(one: Deployment) -> Path:
-    """The folder of a command `sluice` as an installed one, for the cluster's user."""
-    folder = one.cluster.root / "bin"
-    folder.mkdir()
-    program = "from gateway.cli import main; main()"
-    command = folder / "sluice"
-    command.write_text(f'#!/bin/sh\nPYTHONPATH={one.site} exec {one.python} -c "{program}" "$@"\n')
-    command.chmod(0o755)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def running(shared_deployment: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reader, Api]]:
     """A reader before both halves: with a model, a vector database, a model list, a hub, a vast.ai and a TCP port."""
@@ -47,7 +36,8 @@ def running(shared_deployment: Deployment, tmp_path_factory: pytest.TempPathFact
         models = one.cluster.home / "models.yaml"
         models.write_text(model_list())
         one.environment |= {"ORCHESTRATOR_MODELS": str(models), "ORCHESTRATOR_HOST": "0.0.0.0"}
-        there = {"PATH": f"{sluice_on_login(one)}:/usr/bin:/bin", "ORCHESTRATOR_HOME": str(one.home)}
+        one.command_in(one.cluster.root / "bin")
+        there = {"PATH": f"{one.cluster.root}/bin:/usr/bin:/bin", "ORCHESTRATOR_HOME": str(one.home)}
         here = {"CONTROL_API_KEY": CONTROL_KEY}
         reader = Reader(one.cluster, tmp_path_factory.mktemp("home"), here=here, there=there)
         reader.at_home()

@@ -1,15 +1,12 @@
-"""From nothing to an answer, as README and tutorial say: the wheel, by pip, in a clean environment on each side.
+"""From nothing to an answer, as README and tutorial say: the wheel by pip in a clean environment, `sluice connect`.
 
-The login node has no internet, so docs/site-offline.md comes first: what it brings is what pip finds there.
+Also docs/site-offline.md, which installs by hand on a login node without internet, as that of the cluster is.
 """
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,7 +21,7 @@ from tests.vllm import make
 pytestmark = pytest.mark.cluster
 
 LAPTOP = "on the laptop"
-ORCHESTRATOR, GATEWAY = "sluice orchestrator ", "GATEWAY_CLUSTER=mycluster sluice gateway"
+CONNECT = "sluice connect mycluster"
 ID = "3652098"
 OPTIONS = {"PIP_NO_COMPILE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
@@ -44,15 +41,24 @@ def reader(cluster: Cluster, wheel: Path, tmp_path: Path) -> Iterator[Reader]:
     with ExitStack() as stack:
         with namespace(cluster, "login"):
             hub = stack.enter_context(fake_hub()).url
-        there = {"PATH": f"{cluster.home}/sluicegate/bin:/usr/bin:/bin", "HF_ENDPOINT": hub, "PIP_NO_INDEX": "1"}
-        there |= OPTIONS | {"PIP_FIND_LINKS": str(cluster.home / "wheels")}
+        there = OPTIONS | {"PATH": f"{cluster.home}/sluicegate/bin:/usr/bin:/bin"}
         mine = Path.home() / ".config" / "pip" / "pip.conf"  # a mirror may be named there
         here = OPTIONS | {"PIP_CACHE_DIR": str(make.cache() / "pip"), "PIP_CONFIG_FILE": str(mine)}
         one = Reader(cluster, tmp_path, path=f"{tmp_path}/sluicegate/bin:/usr/bin", here=here, there=there)
         one.at_home()
         shutil.copy(wheel, tmp_path)
-        shutil.copy(wheel, cluster.home)
+        write_site(cluster, hub)
         yield one
+
+
+def write_site(cluster: Cluster, hub: str) -> None:
+    """What a reader has in ~/.sluicegate/site.toml on this cluster; its vLLM is the fake engine."""
+    engine = cluster.root / "readme_engine.py"
+    shutil.copy(FAKE, engine)
+    engine.chmod(0o755)
+    text = site_config(cluster, ["/usr/bin/python3", str(engine)]) + f'\n[site.environment]\nHF_ENDPOINT = "{hub}"\n'
+    cluster.run("login", ["mkdir", "-m", "700", ".sluicegate"], user=True, check=True)
+    cluster.run("login", ["tee", ".sluicegate/site.toml"], user=True, check=True, input=text)
 
 
 class Walk:
@@ -61,7 +67,7 @@ class Walk:
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self._typed: set[tuple[str, str]] = set()
-        self._serve: list[subprocess.Popen[bytes]] = []
+        self._serves: list[subprocess.Popen[bytes]] = []
 
     def follow(self, page: Path) -> None:
         for block in blocks_of(page):
@@ -77,7 +83,7 @@ class Walk:
 
     def _do(self, commands: list[Command], host: str) -> None:
         if any(map(_serves, commands)):
-            self._start(commands, host)
+            self._start(commands)
             return
         # The laptop's network ends at login, so what it has from the internet comes by the machine's own.
         online = host == LAPTOP and any("/pip " in one.text for one in commands)
@@ -86,48 +92,32 @@ class Walk:
         if any(one.text.startswith("sluice run ") for one in commands):
             self.reader.ids[ID] = printed.split()[-1]
 
-    def _start(self, commands: list[Command], host: str) -> None:
+    def _start(self, commands: list[Command]) -> None:
+        """It stays, as in a terminal of its own."""
         (command,) = commands
-        if host == LOGIN:
-            self._edit()
-            self._serve.append(self.reader.cluster.popen("login", ["bash", "-c", f"exec {command.text}"], user=True,
-                                                         env=self.reader.there))  # fmt: skip
-            wait_for(lambda: self._lives() and self._listens(), "the orchestrator listens")
-            return
         with namespace(self.reader.cluster, "laptop"):
-            words = ["bash", "-c", command.text]
-            self._serve.append(
-                subprocess.Popen(words, env=self.reader.environment, cwd=self.reader.home, start_new_session=True)
-            )
+            words, home = ["bash", "-c", f"exec {command.text}"], self.reader.home
+            with (home / "connect.log").open("wb") as log:
+                self._serves.append(
+                    subprocess.Popen(words, env=self.reader.environment, cwd=home, stderr=log, start_new_session=True)
+                )
             with laptop_api() as api:
-                wait_for(lambda: self._lives() and api.ready(), "the gateway is ready")
+                wait_for(lambda: self._lives() and api.ready(), "the gateway is ready", 200)
 
     def _lives(self) -> bool:
-        assert [one.poll() for one in self._serve] == [None] * len(self._serve), "one has ended"
+        said = (self.reader.home / "connect.log").read_text()
+        assert [one.poll() for one in self._serves] == [None] * len(self._serves), said
         return True
 
-    def _listens(self) -> bool:
-        with socket.socket(socket.AF_UNIX) as client:
-            return client.connect_ex(str(self.reader.cluster.home / ".sluicegate" / "orchestrator.sock")) == 0
-
-    def _edit(self) -> None:
-        """What a reader writes into ~/site.toml on this cluster; its vLLM is the fake engine."""
-        cluster = self.reader.cluster
-        engine = cluster.root / "readme_engine.py"
-        shutil.copy(FAKE, engine)
-        engine.chmod(0o755)
-        (cluster.home / "site.toml").write_text(site_config(cluster, ["/usr/bin/python3", str(engine)]))
-
     def end(self) -> None:
-        """In reverse; jobs are Slurm's."""
-        for one in reversed(self._serve):
-            with suppress(ProcessLookupError):
-                os.killpg(one.pid, signal.SIGTERM)
+        with namespace(self.reader.cluster, "laptop"):
+            self.reader.type([Command("disconnect", 1, LAPTOP, "sluice disconnect --stop")], LAPTOP)
+        for one in self._serves:
             one.wait(20)
 
 
 def _serves(command: Command) -> bool:
-    return command.text.startswith((ORCHESTRATOR, GATEWAY))
+    return command.text == CONNECT
 
 
 @contextmanager
@@ -139,7 +129,7 @@ def walking(reader: Reader) -> Iterator[Walk]:
         walk.end()
         reader.cluster.run("login", ["scancel", f"--user={reader.cluster.user}"])
         wait_for(lambda: not reader.cluster.run("login", ["squeue", "-h"]).stdout.strip(), "no job is left")
-        home = ["sluicegate", ".sluicegate", "wheels", "site.toml"]
+        home = ["sluicegate", ".sluicegate", "wheels"]
         reader.cluster.run("login", ["rm", "-rf", *home], user=True)
 
 

@@ -38,18 +38,18 @@ SCHEDULER = {"check": "scheduler", "level": "ok", "message": "the job would star
 
 
 class Telling(FakeOrchestrator):
-    """One that tells of itself as a whole orchestrator does. `told`: what it says, by path."""
+    """One that tells of itself as a whole orchestrator does. `answers`: what it says, by path."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: dict[str, tuple[int, Any]] = {
+        self.answers: dict[str, tuple[int, Any]] = {
             "/health": (200, HEALTH), "/ready": (200, HEALTH), "/recipes": (200, []),
             "/services": (200, []), "/preflight": (200, {"verdicts": [SCHEDULER]}),
         }  # fmt: skip
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope.get("path", "").removeprefix("/api").removeprefix("/v1")
-        if path not in self.told:
+        if path not in self.answers:
             await super().__call__(scope, receive, send)
             return
         if scope["method"] == "POST":
@@ -60,7 +60,7 @@ class Telling(FakeOrchestrator):
                 if not message.get("more_body"):
                     break
             assert json.loads(body)["recipe_name"] == "inference/vllm-single-node"
-        status, answer = self.told[path]
+        status, answer = self.answers[path]
         await JSONResponse(answer, status)(scope, receive, send)
 
 
@@ -309,13 +309,13 @@ async def test_what_the_orchestrator_says_of_itself(
         "stale_since": "2026-11-27T11:00:00Z",
         "trouble": "squeue: Unable to contact slurm controller",
     }
-    telling.told["/health"] = telling.told["/ready"] = (
+    telling.answers["/health"] = telling.answers["/ready"] = (
         200,
         HEALTH | {"status": "degraded", "version": "0.0.1", "watcher": stale},
     )
-    telling.told["/services"] = (503, {"detail": "the database does not answer"})
+    telling.answers["/services"] = (503, {"detail": "the database does not answer"})
     refused = SCHEDULER | {"level": "error", "message": "the scheduler would refuse the job: Invalid account"}
-    telling.told["/preflight"] = (200, {"verdicts": [refused]})
+    telling.answers["/preflight"] = (200, {"verdicts": [refused]})
     async with served_orchestrator(telling, folder / "orchestrator.sock"), gateway(ssh_settings) as client:
         meant(monkeypatch, ssh_settings, GATEWAY_URL=str(client.base_url))
         found = await examined()
