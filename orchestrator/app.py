@@ -42,7 +42,7 @@ from orchestrator.journal import Noted
 from orchestrator.keys import Keys
 from orchestrator.limits import most_connections, settle
 from orchestrator.loading import Loading
-from orchestrator.model_list import ModelList, read_model_list
+from orchestrator.model_list import ModelList, check_entries, read_model_list
 from orchestrator.pulls import Pulls
 from orchestrator.pushes import Pushes
 from orchestrator.quantization import read_loaders
@@ -131,6 +131,7 @@ def create_app(
     database."""
     book = RecipeBook([*settings.recipes, builtin_recipes()])
     listed = read_model_list(settings.models_path)
+    check_entries(listed, book)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -234,7 +235,7 @@ async def opened(
         whole = cluster_of(scheduler, clock, settings.cluster_seconds)
         used = usage_of(replicas, probes, clock)
         tools = Tools(work, store, replicas, watcher, clock)
-        places = make_slots(listed, book, tools, timedelta(seconds=settings.wake_hold_seconds))
+        places = make_slots(listed, tools, timedelta(seconds=settings.wake_hold_seconds))
         loads: Cache[Loading | None] = Cache(clock, keep=READ_EVERY, keep_error=READ_EVERY, room=MOST_LOADS)
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)

@@ -24,7 +24,7 @@ import yaml
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from orchestrator.errors import NotFound
-from orchestrator.recipes import Recipe
+from orchestrator.recipes import Recipe, RecipeBook
 from orchestrator.settings import SettingsError
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")  # part of a URL
@@ -166,6 +166,16 @@ def read_model_list(path: Path | None) -> ModelList:
     except ValidationError as exc:
         lines = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}{_meant(e)}" for e in exc.errors()]
         raise SettingsError("\n  ".join([f"the model list {path} is wrong:", *lines])) from exc
+
+
+def check_entries(listed: ModelList, book: RecipeBook) -> None:
+    """Raises SettingsError for an entry that could never be started."""
+    for name, model in listed.models.items():
+        try:
+            recipe = book.find(model.recipe)
+        except NotFound as exc:
+            raise SettingsError(f"models.{name}.recipe: {exc}") from exc
+        config_of(name, model, recipe, model.slot)
 
 
 def _meant(error: Mapping[str, Any]) -> str:

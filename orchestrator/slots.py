@@ -14,7 +14,6 @@ from datetime import datetime, timedelta
 from orchestrator.errors import EngineError, NotReady, OrchestratorError
 from orchestrator.model_list import ListedModel, Listing, ModelList, Policy, config_of, known
 from orchestrator.models import Job, JobState, Service
-from orchestrator.recipes import RecipeBook
 from orchestrator.replicas import Replicas
 from orchestrator.services import Services, plan_of
 from orchestrator.store import Store
@@ -438,13 +437,12 @@ class Slots:
                 group.create_task(slot.run())
 
 
-def make_slots(listed: ModelList, book: RecipeBook, tools: Tools, hold: timedelta) -> Slots:
-    """The slots of a list. Raises SettingsError and NotFound for an entry that could never be started."""
+def make_slots(listed: ModelList, tools: Tools, hold: timedelta) -> Slots:
+    """The slots of a list that `model_list.check` has let pass."""
     slots = Slots({}, {}, listed.slot_names(), hold.total_seconds())
     for name in slots.declared:
         slots.by_name[name] = Slot(name, listed.inside(name), listed.slots.get(name, Policy()), tools)
     for name, model in listed.models.items():
-        config_of(name, model, book.find(model.recipe), model.slot)
         if model.slot is None:
             slots.by_name[name] = Slot(name, {name: model}, Policy(), tools)
         slot = slots.by_name[model.slot or name]

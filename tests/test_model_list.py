@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.config import resolve
-from orchestrator.model_list import ListedModel, config_of, read_model_list
+from orchestrator.model_list import ListedModel, ModelList, check_entries, config_of, read_model_list
 from orchestrator.recipes import RecipeBook, builtin_recipes
 from orchestrator.settings import SettingsError, Site
 
@@ -99,6 +99,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: list[str]) -> 
 def test_an_entry_that_its_recipe_cannot_serve(recipe: str, entry: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(SettingsError) as told:
         config_of("m", ListedModel.model_validate(entry), BOOK.find(recipe), None)
+    assert [word for word in words if word not in str(told.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [({}, ["models.m", "needs a source"]), ({"recipe": "vllm-sinlge"}, ["models.m.recipe", "vllm-sinlge"])],
+)
+def test_an_entry_that_could_never_be_started_ends_the_start(entry: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SettingsError) as told:
+        check_entries(ModelList.model_validate({"models": {"m": entry}}), BOOK)
     assert [word for word in words if word not in str(told.value)] == []
 
 
