@@ -205,8 +205,8 @@ def run(stage: Stage) -> str:
     recording = Recording(stage.environment)
     job = stage.fill()
     moments: dict[str, Callable[[], None]] = {
-        "expected to start": lambda: stage.leave(job),
-        "does not listen yet": lambda: None,
+        "position 1 in the queue; expected to start": lambda: stage.leave(job),
+        "on node1": lambda: None,
     }
     recording.run("sluice run llamacpp-cpu", moments)
     service = stage.newest()
@@ -219,9 +219,9 @@ def run(stage: Stage) -> str:
 def failure(stage: Stage) -> str:
     """A model that is too large, why, and once more with what was advised."""
     recording = Recording(stage.environment)
-    recording.run("sluice run Qwen/Qwen2.5-32B-Instruct --gpus 1", {"does not listen yet": lambda: None}, status=1)
+    recording.run("sluice run Qwen/Qwen2.5-32B-Instruct --gpus 1", {"on node1": lambda: None}, status=1)
     failed = stage.newest()
-    recording.run(f"sluice retry {failed}", {"does not listen yet": lambda: None})
+    recording.run(f"sluice retry {failed}", {"on node1": lambda: None})
     again = stage.newest()
     recording.run(f"sluice stop {again}")
     return recording.text((failed, again))

@@ -36,7 +36,7 @@ NULL_FOR_ONE = (
 )  # fmt: skip
 SHAPE = {"id", "name", "recipe_name", "status", "config", "created_at", "stale_since", *NULL_FOR_ONE}
 ROW = SHAPE | {"endpoint", "reason", "nodes", "model", "started_at", "ends_at", "estimated_start"}
-DETAIL = ROW | {"job", "next_job", "handovers", "queue_position"}
+DETAIL = ROW | {"job", "next_job", "handovers", "queue_position", "progress"}
 DETAIL |= {"diagnosis", "idle_timeout", "last_activity", "idle_shutdown_at"}
 
 
@@ -709,7 +709,7 @@ def test_every_get_answers_head_with_the_same_headers_and_no_body(client: Client
     # What other services or settings answer.
     elsewhere = re.compile(
         "/(search-models|model-info|model-options)|/service-groups/|/vector-db/{|/slots/{|/jobs/{"
-        "|/v1/(files|batches)/{|/infra/"
+        "|/v1/(files|batches)/{|/infra/|/pulls/{"
     )
     documented = [path for path in documented if not elsewhere.search(path)]
     paths = ["/docs", "/openapi.json", *documented]

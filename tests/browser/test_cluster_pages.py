@@ -85,7 +85,7 @@ def test_the_cluster_and_your_jobs_live(cluster: Page, slurm: Queued, axe: str) 
     cluster.emulate_media(color_scheme="dark")
     assert violations(cluster, axe) == []
     cluster.set_viewport_size({"width": 360, "height": 740})
-    assert cluster.evaluate("document.documentElement.scrollWidth") <= 360
+    cluster.wait_for_function("document.documentElement.scrollWidth <= 360", timeout=SECONDS)
 
 
 def test_the_charts_draw_what_goes_through_the_gateway(opened: Opened, sampled: Site, axe: str) -> None:
@@ -115,7 +115,7 @@ def test_the_charts_draw_what_goes_through_the_gateway(opened: Opened, sampled: 
     page.emulate_media(color_scheme="dark")
     assert violations(page, axe) == []
     page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.wait_for_function("document.documentElement.scrollWidth <= 360", timeout=SECONDS)
     sampled.http.post(f"/api/v1/services/{service}/status", json={"status": "cancelled"})
 
 

@@ -578,7 +578,7 @@ def looked_at(call: Call, answer: Answer) -> None:
     """The real Slurm says when it would start, and has nothing of it afterwards."""
     told, before = answer.json(), {service["id"] for service in call.api.get("/api/v1/services")}
     levels = {verdict["check"]: verdict["level"] for verdict in told["verdicts"]}
-    checks = ("model", "architecture", "quantization", "memory", "script", "scheduler")
+    checks = ("model", "architecture", "quantization", "memory", "cache", "script", "scheduler")
     assert (told["ok"], levels) == (True, dict.fromkeys(checks, "ok")), told
     assert (told["model"], told["engine"], told["script_ok"]) == (call.asked["config"]["model"], "vllm", True)
     assert told["memory"]["gpus"] == call.asked["config"]["gpu"] and told["memory"]["fits"] is True

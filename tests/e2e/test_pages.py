@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.deployment import Api, Deployment, laptop_api, wait_for
 from tests.e2e.surroundings import CONTROL_KEY, surround
-from tests.e2e.walking import Reader
+from tests.e2e.walking import JOB, Reader
 from tests.pages import PAGES, ROOT, WALKED, Block, blocks_of, walked
 
 pytestmark = pytest.mark.cluster
@@ -72,7 +72,15 @@ def test_every_command_of_the_page(running: tuple[Reader, Api], page: Path) -> N
     reader, api = running
     for block in blocks_of(page):
         with_ids(reader, api, block)
+        if block.title == JOB:
+            wait_for(lambda: key_is_known(reader), "the orchestrator has seen the key that was made")
         reader.type(walked(block), block.title)
+
+
+def key_is_known(reader: Reader) -> bool:
+    """Keys that were made a moment ago are seen within a second."""
+    asked = "printf 'X-API-Key: %s' \"$(cat ~/.sluice-key)\" | curl -sf -o /dev/null -H @- http://login1:8010/v1/models"
+    return reader.run(asked, JOB).returncode == 0
 
 
 def with_ids(reader: Reader, api: Api, block: Block) -> None:

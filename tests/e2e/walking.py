@@ -64,6 +64,10 @@ class Reader:
             text = re.sub(rf"\b{written}\b", ours, text)
         return text.replace("login1:", f"{login_inside(self.cluster)}:")
 
+    def run(self, script: str, host: str) -> subprocess.CompletedProcess[str]:
+        """Whatever becomes of it."""
+        return self._run(self._of_ours(script), host)
+
     def _run(self, script: str, host: str) -> subprocess.CompletedProcess[str]:
         words = ["bash", "-c", script]
         if host in (LOGIN, JOB):
