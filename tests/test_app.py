@@ -683,7 +683,7 @@ def test_a_squeue_that_hangs_is_seen_before_it_is_given_up(slurm: FakeSlurm) -> 
         for pid in (slurm.state / "hangs").read_text().split():
             os.killpg(int(pid), signal.SIGKILL)
         client.until(lambda: client.http.get("/ready").status_code == 200)
-        assert {service["stale_since"] for service in client.get("/api/services")} == {None}
+        client.until(lambda: {service["stale_since"] for service in client.get("/api/services")} == {None})
 
 
 @pytest.mark.parametrize(
