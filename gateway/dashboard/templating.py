@@ -4,15 +4,17 @@ import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from gateway.dashboard import words
 from gateway.dashboard.static_files import static
 from gateway.dashboard.story import kind
 from orchestrator import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 # No style element of htmx's own: the CSP forbids it. Errors are swapped in as well, since they are fragments too.
 _HTMX = {"includeIndicatorCSS": False, "mode": "same-origin", "history": False, "defaultSwap": "outerMorph"}
@@ -26,7 +28,10 @@ def render(template: str, may: May = lambda method, path: True, **context: Any) 
 
 
 @cache
-def _environment() -> Environment:
+def _environment() -> "Environment":
+    # Imported here: 5 MB that a gateway without a browser does not need.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
