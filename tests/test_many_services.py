@@ -97,7 +97,7 @@ def test_a_page_takes_less_than_50_ms(
 ) -> None:
     """The best of several: what else the machine does is not meant."""
     best = 1.0
-    for _ in range(10):
+    for _ in range(30):
         began = time.perf_counter()
         response = http.get(f"/api/{query}")
         best = min(best, time.perf_counter() - began)

@@ -209,8 +209,12 @@ class Deployment:
         for path, text in programs.items():
             path.parent.mkdir(parents=True)
             path.write_text(f"#!/bin/sh\n{text}\n")
-            path.chmod(0o755)
         (self.home / "current").symlink_to("versions/0-test")
+        # The user's own, and nobody else's, as all that is there.
+        owner = f"{self.cluster.home.stat().st_uid}:{self.cluster.home.stat().st_gid}"
+        made = [str(self.home / name) for name in ("versions", "bin", "current")]
+        subprocess.run(["chown", "-Rh", owner, *made], check=True, timeout=10)
+        subprocess.run(["chmod", "-R", "u=rwx,go=", *made[:2]], check=True, timeout=10)
 
     def _broke(self) -> bool:
         if self.orchestrator is not None and self.orchestrator.poll() is not None:
