@@ -79,6 +79,8 @@ class Soak:
     def run(self) -> Outcome:
         fresh = self._held()
         asyncio.run(self._load(_WARM_SECONDS))
+        # The gateway asks for it now and then; the first question to any route makes all of them.
+        self._asked("/api/usage")
         self._wait(lambda: self._is_quiet(fresh), "quiet after warming up")
         self.outcome.before = self._held()
         asyncio.run(self._load_and_kill())
@@ -179,9 +181,12 @@ class Soak:
 
     def _told(self, name: str) -> float:
         """The sum of a family of the orchestrator's metrics."""
-        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self._place.folder / "o.sock"))) as client:
-            text = client.get("http://orchestrator/metrics").text
+        text = self._asked("/metrics")
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+    def _asked(self, path: str) -> str:
+        with httpx2.Client(transport=httpx2.HTTPTransport(uds=str(self._place.folder / "o.sock"))) as client:
+            return client.get(f"http://orchestrator{path}").raise_for_status().text
 
     def _wait(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + _QUIET_SECONDS
