@@ -9,7 +9,7 @@ the words of a status ERROR, None for any other. Needs opentelemetry-proto, whic
 import gzip
 import json
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
@@ -68,4 +68,4 @@ class Collector(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Collector).serve_forever()
+    HTTPServer(("127.0.0.1", int(sys.argv[1])), Collector).serve_forever()

@@ -44,6 +44,7 @@ def running(shared_deployment: Deployment, tmp_path_factory: pytest.TempPathFact
         first = ["sluice", "keys", "create", "first", "--orchestrator"]  # or there would be no TCP port
         one.cluster.run("login", first, user=True, env=there, check=True)
         one.cluster.run("login", ["ln", "-s", str(one.home), ".sluicegate"], user=True, check=True)
+        stack.callback(one.cluster.run, "login", ["rm", ".sluicegate"], user=True)
         one.start_orchestrator()
         one.start_gateway()
         api = stack.enter_context(laptop_api())
