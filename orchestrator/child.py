@@ -4,12 +4,13 @@ What downloads is one: huggingface_hub blocks a thread that nothing can end, and
 which here is the one of orchestrator.hub_client.
 """
 
-import asyncio
 import contextlib
-import os
-import signal
+import subprocess
 import sys
+from contextlib import AsyncExitStack
 from typing import Self
+
+from orchestrator.process import started
 
 MOST_WORDS = 64 * 1024  # bytes that are kept of what it says
 
@@ -20,38 +21,21 @@ class Child:
 
     def __init__(self, module: str, task: str) -> None:
         self._module, self._task = module, task
+        self._opened = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        creating = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", self._module),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.DEVNULL,
-                limit=MOST_WORDS,
-                start_new_session=True,
-            )
-        )
-        try:
-            self._process = await asyncio.shield(creating)
-        except asyncio.CancelledError:  # within the start of a process asyncio 3.11 would wait for ever
-            self._process = await creating
-            await self.__aexit__()
-            raise
+        argv, pipe, nothing = [sys.executable, "-m", self._module], subprocess.PIPE, subprocess.DEVNULL
+        starting = started(argv, stdin=pipe, stderr=nothing, limit=MOST_WORDS)
+        self._process = await self._opened.enter_async_context(starting)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+        await self._opened.aclose()
 
     async def words(self) -> tuple[int, list[str]]:
         """Give it its task and wait for its end: its exit status, and the last lines that it has said."""
-        assert self._process.stdin is not None and self._process.stdout is not None
         with contextlib.suppress(ConnectionError):  # it has ended: its status says so
-            self._process.stdin.write(self._task.encode() + b"\n")
-            await self._process.stdin.drain()
+            await self._process.write(self._task.encode() + b"\n")
         said: list[str] = []
         while line := await self._process.stdout.readline():
             said = [*said[-20:], line.decode(errors="replace").rstrip()]

@@ -105,6 +105,19 @@ def halves() -> Iterator[Halves]:
         _until(lambda: _answers(both))
         _start_services(both, slurm, opened)
         yield both
+        _explain_silence(both)
+
+
+def _explain_silence(both: Halves) -> None:
+    """An orchestrator that does not answer at the end is a failure, which says where each of its threads stands."""
+    try:
+        both.direct.get("/health")
+    except httpx2.TransportError as exc:
+        orchestrator, _ = both.processes
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(orchestrator.pid, signal.SIGABRT)  # see PYTHONFAULTHANDLER
+        _until(lambda: not Path(f"/proc/{orchestrator.pid}/exe").exists())
+        raise AssertionError(f"the orchestrator does not answer: {orchestrator.tail(200)}") from exc
 
 
 def _pull(kind: str) -> str:
@@ -154,7 +167,7 @@ def _environment(home: Path, port: int, hub: str) -> dict[str, str]:
         GATEWAY_LOCAL_SOCKET=str(home / "o.sock"),
         GATEWAY_MODELS_FILE=str(home / "models.json"),
     )
-    return inherited | {"HOME": str(home), "PATH": PATH, "HF_ENDPOINT": hub, "NO_PROXY": "*"}
+    return inherited | {"HOME": str(home), "PATH": PATH, "HF_ENDPOINT": hub, "NO_PROXY": "*", "PYTHONFAULTHANDLER": "1"}
 
 
 def _rented(opened: contextlib.ExitStack) -> dict[str, str]:

@@ -41,7 +41,7 @@ from tests.unix_http import UnixAdapter
 pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 OPENAPI = Path(__file__).parents[1] / "openapi"
-SECONDS = 10  # for one answer
+SECONDS = 30  # for one answer, on a machine that does much besides
 EXPECTED = ["2xx", "3xx", "4xx", "502", "503"]
 SERVED = "Qwen/Qwen2.5-0.5B-Instruct"  # by the services that run
 NAMES = {

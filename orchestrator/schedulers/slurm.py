@@ -4,19 +4,19 @@ Text with explicit separators, not `--json`, whose schema changes between releas
 """
 
 import asyncio
-import contextlib
 import itertools
 import math
 import os
 import re
-import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from orchestrator.errors import SchedulerError, SchedulerUnknown
 from orchestrator.models import JobState
+from orchestrator.process import NotHeard, Process, started
 from orchestrator.schedulers import JobInfo, JobSpec, NodeGroup, Queue, Rehearsal
 from orchestrator.schedulers.sinfo import SINFO, parse_sinfo
 from orchestrator.schedulers.squeue import SCONTROL, hides_jobs, new_mark, parse_queue, squeue
@@ -162,50 +162,26 @@ class Slurm:
 
     async def _run(self, *argv: str) -> Output:
         """Run a command to its end. Raises SchedulerUnknown when it does not end in time, NotRun when there is none."""
-        try:
-            process = await self._started(argv)
-        except OSError as exc:
-            raise NotRun(
-                f"cannot run {argv[0]}: {exc}. Is Slurm installed here and on PATH? "
-                "Without Slurm, set ORCHESTRATOR_SCHEDULER=local"
-            ) from exc
+        async with AsyncExitStack() as stack:
+            try:
+                process = await stack.enter_async_context(started(argv, environment=dict(self.environment)))
+            except NotHeard as exc:
+                raise SchedulerUnknown(f"{argv[0]}: {exc}") from exc
+            except OSError as exc:
+                raise NotRun(
+                    f"cannot run {argv[0]}: {exc}. Is Slurm installed here and on PATH? "
+                    "Without Slurm, set ORCHESTRATOR_SCHEDULER=local"
+                ) from exc
+            return await self._answer(process, argv[0])
+
+    async def _answer(self, process: Process, name: str) -> Output:
         try:
             async with asyncio.timeout(self.timeout):
                 stdout, stderr = await process.communicate()
+                status = await process.wait()
         except TimeoutError as exc:
-            raise SchedulerUnknown(f"{argv[0]} did not answer within {self.timeout:g} s") from exc
-        finally:
-            if process.returncode is None:
-                await _end(process)
-        return Output(process.returncode or 0, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
-
-    async def _started(self, argv: Sequence[str]) -> asyncio.subprocess.Process:
-        """A cancel waits until there is a process to end: within the start of one, asyncio 3.11 waits for ever."""
-        creating = asyncio.ensure_future(
-            asyncio.create_subprocess_exec(
-                *argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=dict(self.environment),
-                start_new_session=True,
-            )
-        )
-        try:
-            return await asyncio.shield(creating)
-        except asyncio.CancelledError:
-            with contextlib.suppress(OSError):
-                await _end(await creating)
-            raise
-
-
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Kill a command with all its children, and reap it unless the kernel holds it (a file system that hangs)."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await process.wait()
+            raise SchedulerUnknown(f"{name} did not answer within {self.timeout:g} s") from exc
+        return Output(status, stdout.decode(errors="replace"), stderr.decode(errors="replace"))
 
 
 def _words_of(output: Output) -> str:
