@@ -30,6 +30,8 @@ _STANDING: dict[str, Any] = {
     "host": "login1",
     "folder": "/home/ada/.sluicegate",
     "socket": "/home/ada/.sluicegate/orchestrator.sock",
+    "job": None,
+    "waits_for": None,
     "tunnel": _TUNNEL,
 }
 _MESSAGE = {"message": "The orchestrator was started."}

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from gateway import remote
-from gateway.link import LinkState, LinkStatus, Rung, Unreached
+from gateway.link import LinkState, LinkStatus, Rung, Unreached, Waiting
 from gateway.settings import Settings
 from gateway.terminal import Terminal, Unanswered, plain
 
@@ -83,6 +83,7 @@ class Kept:
         self._may_hurry = self._fresh = False
         self._checking: asyncio.Task[None] | None = None
         self._bridged_at = -_BRIDGE_SECONDS
+        self._forwards = False  # a forwarding has held since the connection was up: it is allowed
         self._status = LinkStatus(LinkState.CONNECTING, self._where(), now())
 
     @property
@@ -137,27 +138,39 @@ class Kept:
     # The ladder
 
     async def connect(self, factory: Callable[[], asyncio.Protocol]) -> None:
-        """By the first rung of the ladder that holds; it is kept for as long as the connection is up.
+        """By the first rung of the ladder that holds; a bridge is kept for as long as the connection is up.
 
         A forwarding that is forbidden looks like a socket that nobody answers, so what tells them apart is the bridge.
+        One that is allowed is tried first all the same: the orchestrator may have moved out of a job, or into one.
         """
         if self._status.state is not LinkState.UP:
             raise Unreached(self._status.advice)
-        if self._status.via is Rung.BRIDGE:
-            await self.bridge(factory)
+        if self._status.via is Rung.BRIDGE and not self._forwards:
+            await self._by_bridge(factory)
             return
         try:
             await self.forward(factory)
+            self._forwards = True
             self._took(Rung.UNIX_SOCKET)
         except Unreached:
             now = asyncio.get_running_loop().time()
-            if self._status.via or now - self._bridged_at < _BRIDGE_SECONDS:
+            if self._status.via is not Rung.BRIDGE and now - self._bridged_at < _BRIDGE_SECONDS:
                 raise
             self._bridged_at = now
+            await self._by_bridge(factory)
+
+    async def _by_bridge(self, factory: Callable[[], asyncio.Protocol]) -> None:
+        try:
             await self.bridge(factory)
-            self._took(Rung.BRIDGE)
+        except Waiting as exc:
+            if self._status.state is LinkState.UP:
+                self._status = replace(self._status, error=str(exc))
+            raise
+        self._took(Rung.BRIDGE)
 
     def _took(self, rung: Rung) -> None:
+        if self._status.error and self._status.state is LinkState.UP:
+            self._status = replace(self._status, error="")
         if self._status.via is not rung and self._status.state is LinkState.UP:
             log.info("%s: the orchestrator is reached by %s", self.cluster, rung)
             self._status = replace(self._status, via=rung)
@@ -169,6 +182,7 @@ class Kept:
         self._opened += 1
         self._asked = False
         self._bridged_at = -_BRIDGE_SECONDS
+        self._forwards = False
         self._become(LinkState.UP)
 
     def down(self, words: object) -> str:

@@ -24,6 +24,10 @@ class Replacing(Unreached):
     """The orchestrator is being replaced by another version."""
 
 
+class Waiting(Unreached):
+    """The orchestrator is a Slurm job of its own, which does not run now."""
+
+
 class LinkState(StrEnum):
     """What stands between the gateway and the orchestrator's socket. Only `up` lets requests through."""
 
@@ -44,7 +48,8 @@ class Rung(StrEnum):
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """`where`: the orchestrator's socket, for people. `error`: what went wrong last, "" for nothing since the start.
+    """`where`: the orchestrator's socket, for people. `error`: what went wrong last, "" for nothing since the start;
+    while the link is up, why the orchestrator cannot be reached all the same.
 
     `reconnects`: how often it was up again after the first time. `via`: None before the first use of a connection.
     """
@@ -76,6 +81,8 @@ class LinkStatus:
     @property
     def advice(self) -> str:
         """Why no request gets through and what to do, as sentences for the user."""
+        if self.state is LinkState.UP and self.error:
+            return f"The orchestrator does not answer at {self.where}: {self.error}."
         if self.state is LinkState.UP:
             return f"The orchestrator does not answer at {self.where}; start it there with `sluice orchestrator`."
         if self.error:

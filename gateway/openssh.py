@@ -20,7 +20,7 @@ from gateway import remote, shell
 from gateway.asking import Asking
 from gateway.bridge import MARKER
 from gateway.kept import CIPHERS, Kept, NotOpened
-from gateway.link import LinkState, Unreached
+from gateway.link import LinkState, Unreached, Waiting
 from gateway.settings import environment_of_a_child
 
 log = logging.getLogger(__name__)
@@ -302,6 +302,8 @@ async def _past_first_line(near: socket.socket) -> bytes:
     while line not in seen:
         data = await loop.sock_recv(near, 4096)
         seen += data
+        if not data and (why := remote.refused(seen)):
+            raise Waiting(why)
         if not data or len(seen) > _MOST_NOISE:
             raise Unreached("there is no bridge to the orchestrator's socket" if not data else "too much noise")
     return seen.partition(line)[2]

@@ -50,6 +50,12 @@ def heard(lines: Sequence[str]) -> Greeting:
     return Greeting(homes[-1] if homes else "", _SOCKET in lines)
 
 
+def refused(seen: bytes) -> str:
+    """Why a bridge has not come about, in its own words on standard output; "" for none."""
+    _, found, rest = seen.partition(b"\n" + bridge.MARKER + b": ")
+    return rest.partition(b"\n")[0].decode(errors="replace") if found else ""
+
+
 def bridge_command(socket: str) -> str:
     """Join the command's own input and output with the socket: by `sluice bridge` where that is found, else by any
     Python. An old `sluice` that knows no bridge ends with 2, and the next one is tried."""

@@ -13,7 +13,7 @@ from gateway import remote
 from gateway.bridge import MARKER
 from gateway.hostkeys import Client, HostKeys, TrustsAnybody
 from gateway.kept import CIPHERS, Kept, NotOpened
-from gateway.link import LinkState, Unreached
+from gateway.link import LinkState, Unreached, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class Tunnel(Kept):
             command = remote.bridge_command(self.socket)
             await connection.create_session(lambda: pier, command, encoding=None, request_pty=False)
             await pier.joined
+        except Unreached:  # in the bridge's own words
+            raise
         except (asyncssh.Error, OSError) as exc:
             raise Unreached(str(exc)) from exc
         finally:
@@ -216,6 +218,9 @@ class _Pier(asyncssh.SSHClientSession[bytes]):
         if self._inner is not None:
             self._inner.connection_lost(exc)
         elif not self.joined.done():
+            if why := remote.refused(self._before):
+                self.joined.set_exception(Waiting(why))
+                return
             words = self._words.decode(errors="replace").strip().splitlines()
             self.joined.set_exception(Unreached(words[-1] if words else str(exc or "the bridge ended without a word")))
 

@@ -44,7 +44,7 @@ def serve(config: Path | None) -> int:
     try:
         settings = read_settings(config)
         with (
-            _home(settings.home),
+            _home(settings),
             _journal(settings),
             _listening(settings.socket_path) as listener,
             _reachable(settings) as further,
@@ -101,13 +101,14 @@ def scheduler_of(settings: Settings) -> Scheduler:
 
 
 @contextmanager
-def _home(home: Path) -> Iterator[None]:
+def _home(settings: Settings) -> Iterator[None]:
     """The state folder, private, held by one orchestrator at a time."""
+    home, mine = settings.home, this_process(settings.job, settings.socket_path)
     with ExitStack() as stack:
         try:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             home.chmod(0o700)
-            stack.enter_context(held(home, this_process(), _end))
+            stack.enter_context(held(home, mine, _end))
         except OSError as exc:
             raise SettingsError(f"cannot use the state folder {home}: {exc}; see ORCHESTRATOR_HOME") from exc
         yield

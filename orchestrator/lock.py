@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orchestrator.settings import SettingsError
@@ -22,30 +23,44 @@ log = logging.getLogger(__name__)
 
 BEAT = 10.0  # seconds
 STALE = 120.0  # without a beat: then another machine takes the folder
+_OF_A_JOB = ("job", "socket", "version")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process. `boot` is new with each start of a machine, `started` tells processes of one number apart."""
+    """A process. `boot` is new with each start of a machine, `started` tells processes of one number apart.
+
+    For one in a Slurm job of its own: `job` is its id, `socket` where it listens on that node, `version` the folder of
+    what runs. Others on the login node find it by these; "" for one that is in no job.
+    """
 
     host: str
     boot: str
     pid: int
     started: str
+    job: str = ""
+    socket: str = ""
+    version: str = ""
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {self.host}" + (f", Slurm job {self.job}" if self.job else "")
+
+    def text(self) -> str:
+        """The content of orchestrator.holder."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value or name not in _OF_A_JOB})
 
 
-def this_process() -> Holder:
+def this_process(job: str = "", socket_path: Path | None = None) -> Holder:
+    """`job`: the Slurm job that it is in, "" for none."""
     host = socket.gethostname()
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except FileNotFoundError:  # not Linux
         boot = host
-    return Holder(host, boot, os.getpid(), start_of(os.getpid()) or "")
+    mine = Holder(host, boot, os.getpid(), start_of(os.getpid()) or "")
+    return replace(mine, job=job, socket=str(socket_path or ""), version=Path(sys.prefix).name) if job else mine
 
 
 def start_of(pid: int) -> str | None:
@@ -73,7 +88,10 @@ def parse(text: str) -> Holder | None:
     """The content of orchestrator.holder; None for anything else."""
     try:
         content = json.loads(text)
-        return Holder(str(content["host"])[:200], str(content["boot"]), int(content["pid"]), str(content["started"]))
+        more = {name: str(content[name]) for name in _OF_A_JOB if name in content}
+        return Holder(
+            str(content["host"])[:200], str(content["boot"]), int(content["pid"]), str(content["started"]), **more
+        )
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
@@ -85,6 +103,8 @@ def refusal(holder: Holder | None, mine: Holder, age: float, start: str | None, 
     started, None if there is none; means nothing if the holder is on another machine.
     """
     if holder is None or holder == mine:
+        return ""
+    if holder.job and holder.job == mine.job:  # Slurm has started our job again, so it has ended the one before
         return ""
     if holder.boot == mine.boot:
         if start is None or start != holder.started:
@@ -162,7 +182,7 @@ def _take(path: Path, mine: Holder, stale: float) -> bool:
         if holder is not None:
             log.warning("taking %s over from %s, which ended without saying so", path.parent, holder)
         try:
-            os.write(fd, json.dumps(asdict(mine)).encode())
+            os.write(fd, mine.text().encode())
         except OSError as exc:
             if exc.errno not in _FULL:
                 raise
@@ -181,7 +201,7 @@ def _overwritten(path: Path, mine: Holder) -> bool:
     except FileNotFoundError:
         return False
     try:
-        os.pwrite(fd, json.dumps(asdict(mine)).ljust(os.fstat(fd).st_size).encode(), 0)
+        os.pwrite(fd, mine.text().ljust(os.fstat(fd).st_size).encode(), 0)
     finally:
         os.close(fd)
     return True

@@ -172,11 +172,11 @@ def directives(plan: Plan, site: Site, target: Target) -> list[str]:
     """The `#SBATCH` lines. Raises Invalid when a value holds what sbatch would read as something else."""
     r = plan.resources
     options: list[tuple[str, str]] = [
-        ("job-name", _checked("job-name", target.job_name)),
-        ("comment", _checked("comment", target.comment)),
-        ("chdir", _checked_path(target.folder.path)),
-        ("output", _checked_path(target.folder.stdout)),
-        ("error", _checked_path(target.folder.stderr)),
+        ("job-name", checked("job-name", target.job_name)),
+        ("comment", checked("comment", target.comment)),
+        ("chdir", checked_path(target.folder.path)),
+        ("output", checked_path(target.folder.stdout)),
+        ("error", checked_path(target.folder.stderr)),
         ("open-mode", "append"),
         ("nodes", str(r.nodes)),
         ("ntasks-per-node", "1"),
@@ -195,12 +195,12 @@ def directives(plan: Plan, site: Site, target: Target) -> list[str]:
         ("constraint", site.constraint),
     ):
         if value:
-            options.append((name, _checked(name, value)))
+            options.append((name, checked(name, value)))
     return [f"#SBATCH --{name}={value}" for name, value in options] + [f"#SBATCH {x}" for x in site.extra_directives]
 
 
 def _gpu_request(gpus: int, nodes: int, site: Site) -> tuple[str, str]:
-    kind = f"{_checked('gpu_type', site.gpu_type)}:" if site.gpu_type else ""
+    kind = f"{checked('gpu_type', site.gpu_type)}:" if site.gpu_type else ""
     match site.gpu_request:
         case "gres":
             return "gres", f"gpu:{kind}{gpus}"
@@ -210,13 +210,13 @@ def _gpu_request(gpus: int, nodes: int, site: Site) -> tuple[str, str]:
             return "gpus", f"{kind}{gpus * nodes}"
 
 
-def _checked(name: str, value: str) -> str:
+def checked(name: str, value: str) -> str:
     if not _WORD.fullmatch(value):
         raise Invalid(f"{name} is {value[:100]!r}; sbatch takes letters, digits and . _ @ + : , / = - there")
     return value
 
 
-def _checked_path(path: Path) -> str:
+def checked_path(path: Path) -> str:
     """A path as sbatch reads it: % begins a pattern there and a space ends the value unless quoted."""
     text = str(path)
     if not _PATH.fullmatch(text):

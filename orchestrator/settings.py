@@ -222,6 +222,8 @@ class Settings(BaseSettings):
     """Where the gateway comes in. Unset: `orchestrator.sock` in the state folder."""
     config: Path | None = None
     """This TOML file; `--config` wins over the variable."""
+    job: str = Field(default="", pattern=r"^[0-9A-Za-z_.]{0,40}$")
+    """The Slurm job that the orchestrator itself runs in, as `sluice connect --how job` starts it. Unset: none."""
     database_url: SecretStr | None = None
     """`postgresql://USER@HOST/DATABASE`, in libpq's words: services, jobs and events there instead of in SQLite.
     Secret, because it may hold a password."""

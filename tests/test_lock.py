@@ -180,3 +180,20 @@ def test_a_link_in_the_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         taken(tmp_path)
     assert not (tmp_path / "elsewhere").exists()
+
+
+# In a Slurm job of its own
+
+
+def test_what_a_holder_in_a_job_says() -> None:
+    inside = dataclasses.replace(MINE, job="17", socket="/tmp/s/orchestrator.sock", version="0.1.0-a")
+    assert parse(inside.text()) == inside
+    assert parse(MINE.text()) == MINE and "job" not in MINE.text()
+    assert str(inside) == "process 7 on login1, Slurm job 17"
+
+
+def test_a_job_that_slurm_starts_again_has_the_folder_at_once() -> None:
+    """On another node, a moment after the first one was lost with its node."""
+    before = dataclasses.replace(MINE, job="17", host="node1", boot="boot2")
+    assert refusal(before, dataclasses.replace(MINE, job="17"), 1, None) == ""
+    assert "Slurm job 17" in refusal(before, dataclasses.replace(MINE, job="18"), 1, None)

@@ -14,7 +14,7 @@ from gateway.connect import starting
 from gateway.connect.bundle import Bundle
 from gateway.connect.host import Failed, Host, state_of
 from gateway.connect.plan import Step, Wanted, steps
-from gateway.connect.standing import Standing
+from gateway.connect.standing import Standing, Told
 from gateway.connect.starting import Choice, How
 from gateway.connect.supply import Chosen, Supply, kind_of
 from gateway.connect.wheel import running
@@ -29,6 +29,7 @@ _SURVEY_SECONDS = 90.0
 _HEALTH_SECONDS = 30.0  # for the orchestrator to answer through the connection, once it has its socket
 _FOUND_SECONDS = 10.0  # for the engines to be found by a new orchestrator, while requests wait
 _LOOK_SECONDS = 0.3
+_QUEUE_SECONDS = 1800.0  # for the orchestrator's own job to be started
 _QUESTION = "Write this file there? It is yours to change afterwards. [Y/n] "
 
 Quiet = Callable[[], AbstractAsyncContextManager[None]]
@@ -76,7 +77,8 @@ class Errand:
         wanted = await asyncio.to_thread(lambda: bundle.wanted)
         whole = await self._is_whole(there, wanted)
         needed = steps(there, wanted, whole=whole, speaks=await self._speaks() if there.running == "yes" else "")
-        how = starting.choice(await self._sessions(found, needed), self._wishes.how)
+        kept = How.JOB if there.job else None  # an upgrade does not take it out of the job that somebody wanted for it
+        how = starting.choice(await self._sessions(found, needed), self._wishes.how or kept)
         self._tell(needed, how)
         site = self._site(found) if Step.SITE in needed else None
         if site is not None:
@@ -128,7 +130,10 @@ class Errand:
         lingers = found.sessions.lingers
         if found.sessions.systemd_user and not lingers and {Step.START, Step.REPLACE} & set(needed):
             lingers = (await self._host.manage("linger")).last("lingers") == "yes"
-        return starting.Sessions(found.sessions.systemd_user, lingers, found.sessions.kills, found.limits.cpu_seconds)
+        slurm = found.slurm is not None and found.slurm.answers
+        return starting.Sessions(
+            found.sessions.systemd_user, lingers, found.sessions.kills, found.limits.cpu_seconds, slurm
+        )
 
     # Asking
 
@@ -178,7 +183,8 @@ class Errand:
             await self._host.manage("switch", wanted.name)
         if Step.START in needed:
             with self._screen.waiting("Starting the orchestrator"):
-                await self._host.manage("start", how.how)
+                told = await self._host.manage("start", how.how)
+            await self._come(told)
         if Step.REPLACE in needed:
             await self._replace(wanted, how)
 
@@ -186,9 +192,25 @@ class Errand:
         with self._screen.waiting("Replacing the orchestrator"):
             async with self._quiet():
                 served = await self._running()
-                await self._host.manage("replace", wanted.name, how.how)
+                await self._come(await self._host.manage("replace", wanted.name, how.how))
                 await self._answers()
                 await self._serve_again(served)
+
+    async def _come(self, told: Told) -> None:
+        """Until Slurm has started the orchestrator's job, where it is one. Raises Failed when that takes too long."""
+        deadline = asyncio.get_running_loop().time() + _QUEUE_SECONDS
+        said = ""
+        while why := told.last("waits"):
+            job = told.last("job")
+            if why != said:
+                self._screen.say(f"The orchestrator's job {job} waits: {why}.")
+                said = why
+            if asyncio.get_running_loop().time() > deadline:
+                raise Failed(
+                    f"the orchestrator's job {job} has waited for {_QUEUE_SECONDS / 60:g} minutes: {why}. It stays "
+                    "in the queue: connect again later, or choose another way by --how detached"
+                )
+            told = await self._host.manage("start", "again")
 
     async def _running(self) -> set[str]:
         """The services that answer. A list that cannot be had is an empty one: nothing is waited for then."""
@@ -248,4 +270,8 @@ class Errand:
             trunk.close()
 
 
-_WORDS = {How.SYSTEMD: "by your own systemd there", How.DETACHED: "as a process of its own"}
+_WORDS = {
+    How.SYSTEMD: "by your own systemd there",
+    How.DETACHED: "as a process of its own",
+    How.JOB: "as a small Slurm job of its own",
+}

@@ -37,9 +37,36 @@ ticks() {
 
 holder() { sed -n 's/.*"'"$1"'": *"\{0,1\}\([^",}]*\).*/\1/p' "$state/orchestrator.holder" 2>/dev/null; }
 
-# Sets pid, where and running: yes, no, or elsewhere (another machine has touched the folder within two minutes).
+# One of Slurm's commands, as the orchestrator sees them.
+slurm() { if [ -x "$state/bin/slurm" ]; then "$state/bin/slurm" "$@"; else "$@"; fi; }
+
+# Sets job, pid, where, running and waits: yes, no, queued (a job of its own that waits for what `waits` says), or
+# elsewhere (another machine has touched the folder within two minutes).
 look() {
-    running=no pid='' where=''
+    running=no pid='' where='' waits='' since=''
+    job=$(holder job)
+    if [ -z "$job" ] && [ ! -f "$state/orchestrator.holder" ]; then job=$(cat "$state/orchestrator.job" 2>/dev/null); fi
+    if [ -n "$job" ]; then look_at_job; else look_at_process; fi
+}
+
+# A job that squeue does not list has ended, whatever it has left behind.
+look_at_job() {
+    line=$(slurm squeue --noheader "--user=$(id -u)" '--format=%i|%T|%N|%S|%r' 2>&1) || fail "squeue does not say how job $job is: $line"
+    line=$(printf '%s\n' "$line" | grep "^$job|") || {
+        job=''
+        return 0
+    }
+    where=$(printf %s "$line" | cut -d '|' -f 3)
+    waits=$(printf %s "$line" | awk -F '|' '{ print $2 " (" $5 ")" }')
+    running=queued
+    case $line in "$job|RUNNING|"*) ;; *) return 0 ;; esac
+    waits='RUNNING (the orchestrator is about to listen)'
+    [ "$(holder job)" = "$job" ] && [ "$(holder host)" = "${where%%.*}" ] || return 0
+    running=yes waits='' pid=$(holder pid)
+    since=$(printf %s "$line" | cut -d '|' -f 4)
+}
+
+look_at_process() {
     [ -f "$state/orchestrator.holder" ] || return 0
     where=$(holder host)
     if [ "$(holder boot)" = "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)" ]; then
@@ -52,7 +79,10 @@ look() {
 }
 
 # What `serve` has put into the environment of the running process: its version's name, and how it was started.
-mark() { tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | sed -n 's/^SLUICE_STARTED=//p'; }
+mark() {
+    [ -n "$job" ] && echo "$(holder version) job" && return 0
+    tr '\0' '\n' <"/proc/$pid/environ" 2>/dev/null | sed -n 's/^SLUICE_STARTED=//p'
+}
 
 status() {
     tell state "$state"
@@ -72,10 +102,17 @@ status() {
     tell running "$running"
     [ "$running" = no ] && return 0
     tell where "$where"
+    [ -n "$job" ] && tell job "$job"
+    [ -n "$waits" ] && tell waits "$waits"
     [ "$running" = yes ] || return 0
     tell pid "$pid"
     mark=$(mark)
     tell mark "$mark"
+    if [ -n "$job" ]; then
+        tell socket "$(holder socket)"
+        tell since "$since"
+        return 0
+    fi
     seconds=$(ps -o etimes= -p "$pid" 2>/dev/null | tr -d ' ')
     [ -n "$seconds" ] && tell since "$(($(date +%s) - seconds))"
     return 0
@@ -160,8 +197,9 @@ install() {
     rm -rf "$state/incoming"
 }
 
-# $1, $2: as $4 and $5 of `install`. `bin/sluice`, which is the current version's, and `bin/serve`, which starts the
-# orchestrator.
+# $1, $2: as $4 and $5 of `install`. `bin/sluice`, which is the current version's, `bin/serve`, which starts the
+# orchestrator, and `bin/slurm`, which runs one of Slurm's commands. What the last two run is no part of the job that
+# they may be called in.
 scripts() {
     mkdir -p "$state/bin"
     {
@@ -172,16 +210,31 @@ scripts() {
     } >"$state/bin/.sluice"
     {
         printf '#!/bin/sh\n# serve HOW: becomes the orchestrator. Written by sluice connect.\n'
-        printf 'PATH=%s\nORCHESTRATOR_HOME=%s\n' "$(quoted "$2")" "$(quoted "$state")"
-        [ -n "${SLURM_CONF:-}" ] && printf 'SLURM_CONF=%s\nexport SLURM_CONF\n' "$(quoted "$SLURM_CONF")"
+        printf 'ORCHESTRATOR_HOME=%s\n' "$(quoted "$state")"
+        outside "$2"
         [ -n "$1" ] && printf 'LD_LIBRARY_PATH=%s\nexport LD_LIBRARY_PATH\n' "$(quoted "$1")"
         printf 'home=$(cd -P %s && pwd) || exit 1\n' "$(quoted "$state/current")"
         printf 'SLUICE_STARTED="${home##*/} $1"\nexport PATH ORCHESTRATOR_HOME SLUICE_STARTED\n'
         printf 'exec "$home/bin/python" -m orchestrator --config %s\n' "$(quoted "$state/site.toml")"
     } >"$state/bin/.serve"
-    chmod 700 "$state/bin/.sluice" "$state/bin/.serve"
+    {
+        printf '#!/bin/sh\n# slurm COMMAND …: one of its commands, as the orchestrator sees them. Written by sluice connect.\n'
+        outside "$2"
+        printf 'export PATH SLURM_TIME_FORMAT=%%s\nexec "$@"\n'
+    } >"$state/bin/.slurm"
+    chmod 700 "$state/bin/.sluice" "$state/bin/.serve" "$state/bin/.slurm"
+    mv -f "$state/bin/.slurm" "$state/bin/slurm"
     mv -f "$state/bin/.sluice" "$state/bin/sluice"
     mv -f "$state/bin/.serve" "$state/bin/serve"
+}
+
+# $1: the PATH. Lines of a script: what makes Slurm's commands what they are on the login node.
+outside() {
+    printf 'for one in $(env | sed -n "s/^\\(SLURM[A-Z]*_[A-Z0-9_]*\\|S[A-Z]*_[A-Z0-9_]*\\)=.*/\\1/p"); do\n'
+    printf '    case $one in SLURM_CONF | SLURM_CLUSTERS) ;; SLURM*_* | SBATCH_* | SRUN_* | SQUEUE_* | SCANCEL_*) unset "$one" ;; esac\n'
+    printf 'done\nPATH=%s\n' "$(quoted "$1")"
+    [ -n "${SLURM_CONF:-}" ] && printf 'SLURM_CONF=%s\nexport SLURM_CONF\n' "$(quoted "$SLURM_CONF")"
+    return 0
 }
 
 # $1: the version's name. In one step, for whoever starts it at this moment.
@@ -213,6 +266,7 @@ start() {
     look
     case $running in
         yes) tell already "$pid" && return 0 ;;
+        queued) await "${2:-$state/current/bin/python}" && return 0 ;;
         elsewhere) fail "an orchestrator has this folder on $where: stop it there, or reach the cluster by that login node" ;;
     esac
     log=$state/orchestrator.out
@@ -221,8 +275,12 @@ start() {
     way=$1
     if [ "$way" = again ]; then
         way=detached
+        [ -f "$state/orchestrator.job" ] && way=job
         grep -qsF "\"$state/bin/serve\"" "$units/$unit" && way=systemd
     fi
+    # A holder whose job has ended keeps nobody out.
+    [ -n "$(holder job)" ] && rm -f "$state/orchestrator.holder"
+    [ "$way" = job ] || rm -f "$state/orchestrator.job"
     case $way in
         systemd)
             mkdir -p "$units"
@@ -244,6 +302,7 @@ start() {
             fi
             child=$!
             ;;
+        job) submit ;;
         beside) # this machine's own gateway starts the orchestrator that is installed with it
             set -- "$python" -m orchestrator
             [ -f "$state/site.toml" ] && set -- "$@" --config "$state/site.toml"
@@ -255,8 +314,26 @@ start() {
     await "$python"
 }
 
+# The orchestrator as a job of its own. `orchestrator.job` has its number until it is stopped.
+submit() {
+    : >"$log"
+    ORCHESTRATOR_HOME=$state "$state/current/bin/python" -m orchestrator.own_job --config "$state/site.toml" "$state" >"$state/.job" 2>"$log" || {
+        words "$log"
+        fail "there is no script for a job of the orchestrator"
+    }
+    number=$(slurm sbatch --parsable "$state/.job" 2>"$log") || {
+        words "$log"
+        fail "Slurm does not take the orchestrator as a job"
+    }
+    rm -f "$state/.job"
+    number=$(printf '%s\n' "$number" | tail -n 1)
+    echo "${number%%;*}" >"$state/orchestrator.job"
+}
+
 # $1: a Python. Whether somebody listens at the socket; a killed orchestrator leaves one where nobody does.
 answers() {
+    [ -n "$job" ] && return 0 # at a socket of another machine; the gateway sees that
+    [ -S "$state/orchestrator.sock" ] || return 1
     "$1" -c 'import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])' "$state/orchestrator.sock" 2>/dev/null
 }
 
@@ -265,16 +342,23 @@ await() {
     count=0
     while [ $count -lt 150 ]; do
         look
-        if [ "$running" = yes ] && [ -S "$state/orchestrator.sock" ] && answers "$1"; then
+        if [ "$running" = yes ] && answers "$1"; then
             tell pid "$pid"
+            [ -n "$job" ] && tell job "$job"
             return 0
         fi
         if [ -n "$child" ] && [ -z "$(ticks "$child")" ]; then break; fi
+        [ -f "$state/orchestrator.job" ] && [ "$running" = no ] && break
         count=$((count + 1))
         sleep 0.2
     done
-    words "$log"
-    [ -n "$child" ] || journalctl --user -q -n 12 -o cat -u "$unit" 2>/dev/null | while IFS= read -r line; do tell words "$line"; done
+    if [ "$running" = queued ]; then # nothing has gone wrong
+        tell job "$job"
+        tell waits "$waits"
+        return 0
+    fi
+    words "${log:=$state/orchestrator.out}"
+    [ -n "$child" ] || [ -f "$state/orchestrator.job" ] || journalctl --user -q -n 12 -o cat -u "$unit" 2>/dev/null | while IFS= read -r line; do tell words "$line"; done
     fail "the orchestrator has not started"
 }
 
@@ -282,8 +366,10 @@ stop() {
     look
     case $running in
         no) tell already stopped && return 0 ;;
+        queued) end_job && return 0 ;;
         elsewhere) fail "the orchestrator runs on $where: stop it there, or reach the cluster by that login node" ;;
     esac
+    if [ -n "$job" ]; then end_job && return 0; fi
     victim=$pid
     case $(mark) in
         *' systemd') systemctl --user disable --now "$unit" >/dev/null 2>&1 ;;
@@ -299,8 +385,48 @@ stop() {
     tell stopped "$victim"
 }
 
+# Slurm ends it: with SIGTERM first, on which the orchestrator leaves the folder as it should be.
+end_job() {
+    victim=$job
+    slurm scancel "$job" >"$state/.scancel" 2>&1 || {
+        words "$state/.scancel"
+        fail "Slurm does not end job $job"
+    }
+    rm -f "$state/.scancel" "$state/orchestrator.job"
+    count=0
+    while [ "$job" = "$victim" ] && [ $count -lt 90 ]; do
+        case $waits in COMPLETING*) [ -f "$state/orchestrator.holder" ] || break ;; esac
+        count=$((count + 1))
+        sleep 0.5
+        look
+    done
+    [ "$job" = "$victim" ] && [ -f "$state/orchestrator.holder" ] && fail "job $victim has not ended within 45 s"
+    tell stopped "job $victim"
+}
+
+# $1: the version's name. The job stays, and need not wait in the queue again: its script starts the new version.
+renew() {
+    was=$pid
+    switch "$1"
+    slurm scancel --batch --signal=USR2 "$job" >/dev/null 2>&1 || fail "Slurm does not signal job $job"
+    count=0
+    while [ $count -lt 300 ]; do
+        count=$((count + 1))
+        sleep 0.1
+        look
+        [ "$running" = yes ] && [ "$pid" != "$was" ] && tell pid "$pid" && tell job "$job" && return 0
+    done
+    words "$state/orchestrator.out"
+    fail "the orchestrator has not started again in job $job"
+}
+
 # $1: the version's name, $2: how to start. The gap is as short as the two are.
 replace() {
+    look
+    if [ "$running" = yes ] && [ -n "$job" ] && [ "$2" = job ]; then
+        renew "$1"
+        return 0
+    fi
     stop
     switch "$1"
     start "$2"

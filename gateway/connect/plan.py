@@ -49,6 +49,8 @@ def steps(there: Standing, wanted: Wanted, *, whole: bool = True, speaks: str = 
         needed.append(Step.INSTALL)
     if not there.has_site:
         needed.append(Step.SITE)
+    if there.running == "queued":  # it starts what is current then
+        return [*needed, Step.SWITCH, Step.START] if there.installed != wanted.name else [*needed, Step.START]
     if there.running == "yes":
         if there.runs == wanted.name and whole:
             return [*needed, Step.SWITCH] if there.installed != wanted.name else needed

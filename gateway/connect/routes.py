@@ -17,7 +17,8 @@ from gateway.settings import Settings
 
 STATUS, ENDPOINT = "/orchestrator/status", "/orchestrator/endpoint"
 START, STOP = "/orchestrator/start", "/orchestrator/stop"
-_START_SECONDS = 60.0
+_START_SECONDS = 90.0
+_STATES = {"yes": "running", "queued": "queued", "elsewhere": "elsewhere"}
 
 
 def routes() -> list[BaseRoute]:
@@ -44,18 +45,26 @@ def shape(there: Standing, request: Request) -> dict[str, Any]:
     link = request.state.link.status
     can_start = there.installed or request.state.settings.cluster is None  # this machine's own is always there
     return {
-        "state": {"yes": "running", "elsewhere": "elsewhere"}.get(there.running, "stopped" if can_start else "absent"),
+        "state": _STATES.get(there.running, "stopped" if can_start else "absent"),
         "installed": there.installed or None,
         "version": there.version or None,
         "running": there.runs or None,
-        "started_by": (there.how or "hand") if there.running == "yes" else None,
+        "started_by": _started_by(there),
         "since": there.since.isoformat() if there.since else None,
         "pid": there.pid,
         "host": there.where or there.host or None,
         "folder": there.state or None,
         "socket": there.socket or None,
+        "job": there.job or None,
+        "waits_for": there.waits or None,
         "tunnel": {"state": link.state, "via": link.via, "to": link.where, "error": link.error},
     }
+
+
+def _started_by(there: Standing) -> str | None:
+    if there.job:
+        return "job"
+    return (there.how or "hand") if there.running == "yes" else None
 
 
 async def _status(request: Request) -> Response:
@@ -98,8 +107,11 @@ async def _started(request: Request, host: Host) -> dict[str, Any]:
     else:
         cluster = request.state.settings.cluster
         raise Refused(f"nothing is installed in {there.state} on {cluster}; run `sluice connect {cluster}` once")
-    await host.manage(*words, seconds=_START_SECONDS)
-    return {"message": "The orchestrator was started."} | await _told(request, host)
+    told = await host.manage(*words, seconds=_START_SECONDS)
+    message = "The orchestrator was started."
+    if told.last("waits"):
+        message = f"The orchestrator is Slurm job {told.last('job')}, which waits: {told.last('waits')}."
+    return {"message": message} | await _told(request, host)
 
 
 async def _stop(request: Request) -> Response:
@@ -110,7 +122,7 @@ async def _stopped(request: Request, host: Host) -> dict[str, Any]:
     """Jobs go on."""
     was = (await host.standing()).running
     await host.manage("stop", seconds=_START_SECONDS)
-    message = "The orchestrator was stopped; jobs go on." if was == "yes" else "No orchestrator runs."
+    message = "The orchestrator was stopped; jobs go on." if was in ("yes", "queued") else "No orchestrator runs."
     return {"message": message} | await _told(request, host)
 
 

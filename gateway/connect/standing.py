@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
-from typing import Literal
+from typing import Literal, get_args
 
 SCRIPT = files("gateway.connect").joinpath("manage.sh").read_text(encoding="utf-8")
 
 _MARK = "sluice:"
-Running = Literal["yes", "no", "elsewhere"]
+Running = Literal["yes", "no", "queued", "elsewhere"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class Standing:
     """`installed`: the name of the current version, `version` its number, "" where it tells none.
 
     `running`: on this `host`, not at all, or `elsewhere`: then `where` is the other one. `runs`: the name of the
-    version that runs and `how` it was started, both "" for one that somebody started by hand.
+    version that runs and `how` it was started, both "" for one that somebody started by hand. `job`: the Slurm job that
+    it is in, then `where` is a compute node; while that is `queued`, `waits` says for what.
     """
 
     state: str = ""
@@ -65,12 +66,14 @@ class Standing:
     runs: str = ""
     how: str = ""
     since: datetime | None = None
+    job: str = ""
+    waits: str = ""
 
 
 def standing(output: str) -> Standing:
     """What `status` has printed."""
     said = told(output)
-    running: Running = {"yes": "yes", "elsewhere": "elsewhere"}.get(said.last("running"), "no")  # type: ignore[assignment]
+    running: Running = next((one for one in get_args(Running) if one == said.last("running")), "no")
     name, _, how = said.last("mark").partition(" ")
     return Standing(
         state=said.last("state"),
@@ -88,6 +91,8 @@ def standing(output: str) -> Standing:
         runs=name,
         how=how,
         since=_time(said.last("since")),
+        job=said.last("job"),
+        waits=said.last("waits"),
     )
 
 

@@ -5,10 +5,14 @@ from enum import StrEnum
 
 
 class How(StrEnum):
-    """A way to start it. There is none as a job of its own: the gateway would have to reach a compute node's socket."""
+    """A way to start it."""
 
     SYSTEMD = "systemd"  # a unit of the user's own systemd, which starts it again after a crash and a reboot
     DETACHED = "detached"  # a process of its own session, which outlives the login
+    JOB = "job"  # a small Slurm job of its own, which the gateway reaches by a step of it (`gateway.bridge`)
+
+
+_COST = "it takes one core and 2 GB of your allocation as long as it runs, and may have to wait in the queue"
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class Sessions:
     lingers: bool | None = None
     kills: bool | None = None
     cpu_seconds: int | None = None  # that a process of a login may use; None: no limit
+    slurm: bool = False  # there is one that takes jobs
 
 
 def choice(sessions: Sessions, wanted: How | None = None) -> Choice:
@@ -42,8 +47,15 @@ def choice(sessions: Sessions, wanted: How | None = None) -> Choice:
         )
     if wanted is How.DETACHED:
         return Choice(wanted, "as you wanted", _of_detached(sessions))
+    if wanted is How.JOB:
+        return Choice(wanted, "as you wanted", _COST if sessions.slurm else "there is no Slurm that answers")
     if sessions.user_systemd and sessions.lingers:
         return Choice(How.SYSTEMD, "your systemd runs there also while you are not logged in")
+    if sessions.slurm and sessions.kills:
+        return Choice(How.JOB, "the site ends processes when you log out", _COST)
+    if sessions.slurm and sessions.cpu_seconds is not None:
+        minutes = sessions.cpu_seconds // 60
+        return Choice(How.JOB, f"a process may use {minutes} minutes of CPU time on the login node", _COST)
     if sessions.user_systemd and sessions.kills:
         warning = "it may not linger, and then ends with your last login. Ask the site for `loginctl enable-linger`"
         return Choice(How.SYSTEMD, "the site ends all other processes at the logout", warning)

@@ -338,3 +338,50 @@ def test_an_upgrade_fails_no_request(person: Laptop, tmp_path: Path) -> None:
     assert failed == []
     older = person.sluice("connect", cluster.alias, "--detach")
     assert (older.returncode, "Install the newer version here" in older.stderr) == (1, True), older.stderr
+
+
+def test_as_a_job_of_its_own(person: Laptop) -> None:
+    """It is reached by a step of its job; Slurm starts it again; its end is not that of the services."""
+    cluster, began = person.cluster, time.monotonic()
+    state = cluster.home / ".sluicegate"
+    with person.connecting("--yes", "--how", "job", *FIRST) as screen:
+        screen.shows("End: Ctrl-C")
+        print(f"\nas a job, to the first answer: {time.monotonic() - began:.1f} s\n{screen.text}")
+        with laptop_api() as api:
+            told = api.get("/orchestrator/status")
+            assert (told["state"], told["started_by"], told["host"]) == ("running", "job", "node1"), told
+            assert api.get("/health")["tunnel"]["via"] == "bridge"
+            assert not (state / "orchestrator.sock").exists(), "nothing listens where users log in"
+            (service,) = api.get("/api/v1/services", status="running")
+            again = person.sluice("connect", cluster.alias)
+            assert (again.returncode, "already" in again.stderr) == (0, True), again.stderr
+            requeued(cluster, api, told, str(service["id"]))
+    assert "Paris" in screen.answer
+    detached = person.sluice("connect", cluster.alias, "--detach")
+    assert detached.returncode == 0, detached.stderr
+    ended = person.sluice("disconnect", "--stop")
+    assert (ended.returncode, "jobs go on" in ended.stderr) == (0, True), ended.stderr
+    assert not (state / "orchestrator.holder").exists()
+    names = [line.split("|")[1] for line in cluster.squeue().splitlines() if "|RUNNING|" in line]
+    assert len(names) == 1 and names[0] != "sluicegate-orchestrator", names
+
+
+def requeued(cluster: Cluster, api: Api, told: dict[str, object], service: str) -> None:
+    """Held in the queue: requests are told so. Then it runs again, in the same job, with the same service."""
+    job = str(told["job"])
+    cluster.run("login", ["scontrol", "requeuehold", job], user=True, check=True)
+    wait_for(lambda: f"{job}|" in cluster.squeue() and "PENDING" in state_of_job(cluster, job), "it is in the queue")
+    wait_for(lambda: api.get("/orchestrator/status")["state"] == "queued", "the gateway says so")
+    wait_for(lambda: "waits: PENDING" in api.http.get("/api/v1/services").text, "requests are told what they wait for")
+    assert api.http.get("/api/v1/services").status_code == 503
+    cluster.run("login", ["scontrol", "release", job], check=True)
+    # Slurm lets a job that was started again wait for two minutes.
+    cluster.run("login", ["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+    wait_for(api.ready, "it answers again", 60)
+    after = api.get("/orchestrator/status")
+    assert (after["job"], after["pid"] != told["pid"]) == (job, True)
+    api.until(service, "running")
+
+
+def state_of_job(cluster: Cluster, job: str) -> str:
+    return next(line for line in cluster.squeue().splitlines() if line.startswith(f"{job}|"))

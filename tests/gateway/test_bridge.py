@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import bridge
+from gateway import bridge, remote
 from gateway.kept import Kept
 from gateway.link import LinkState, Rung, Unreached
 from gateway.openssh import OpenSsh
@@ -161,3 +161,49 @@ async def test_a_bridge_ends_with_its_orchestrator_and_with_its_gateway(folder: 
                 process.stdin.close()
             assert await asyncio.wait_for(process.wait(), 10) == 0
             assert await asyncio.wait_for(left, 10) == b""
+
+
+# An orchestrator in a job of its own
+
+
+@pytest.mark.parametrize(
+    ("told", "there", "why"),
+    [
+        ("RUNNING|None", "/tmp/s/o.sock", ""),
+        ("RUNNING|None", "", "has begun, and the orchestrator is about to listen"),
+        ("PENDING|Priority", "/tmp/s/o.sock", "waits: PENDING (Priority)"),
+        ("PENDING|", "", "waits: PENDING (no reason is told)"),
+        ("", "/tmp/s/o.sock", "has ended. Start it by `sluice connect`"),
+    ],
+)
+def test_when_a_step_can_be_started(told: str, there: str, why: str) -> None:
+    assert bridge.refusal("17", told, there) == why
+
+
+@pytest.mark.parametrize(
+    ("squeue", "holder", "out", "err"),
+    [
+        ("echo 'RUNNING|None'", '{"job": "17", "socket": "/t/o.sock"}', "overlap=1 --jobid=17 bridge /t/o.sock", ""),
+        ("echo 'PENDING|Resources'", None, "waits: PENDING (Resources)", "waits: PENDING (Resources)"),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None, "has ended", "has ended"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", None, "is not known", "Unable to contact"),
+        ("", '{"pid": 7}', "", "No such file"),
+    ],
+)  # fmt: skip
+def test_it_becomes_a_step_of_the_job(tmp_path: Path, squeue: str, holder: str | None, out: str, err: str) -> None:
+    """By programs in the place of Slurm's."""
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    step = 'echo "overlap=$SLURM_OVERLAP $1"; while [ "$1" != bridge ]; do shift; done; echo "$@"'
+    for name, text in {"squeue": squeue, "srun": step, "slurm": f'PATH={bin_}:$PATH exec "$@"'}.items():
+        (bin_ / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin_ / name).chmod(0o755)
+    (tmp_path / "orchestrator.job").write_text("17\n")
+    if holder:
+        (tmp_path / "orchestrator.holder").write_text(holder)
+    done = subprocess.run(
+        [sys.executable, bridge.__file__, str(tmp_path / "orchestrator.sock")],
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert out in " ".join(done.stdout.split()) and err in done.stderr
+    assert bool(remote.refused(done.stdout.encode())) == bool(out and err)

@@ -53,6 +53,11 @@ def test_what_the_script_tells_is_read() -> None:
     assert there.has_site and there.pythons and there.packages
 
 
+def test_a_job_that_waits_is_read() -> None:
+    there = standing("sluice:running=queued\nsluice:job=17\nsluice:waits=PENDING (Priority)\nsluice:where=\n")
+    assert (there.running, there.job, there.waits, there.pid) == ("queued", "17", "PENDING (Priority)", None)
+
+
 @pytest.mark.parametrize(
     "output", ["", NOISE, "sluice:pid=x\nsluice:since=99999999999999999999\nsluice:running=perhaps\n"]
 )
@@ -97,6 +102,9 @@ def changed(there: Standing, **facts: Any) -> Standing:
         (changed(READY, runs="0.1.0-a", installed="0.1.0-a", present=("0.1.0-a",), packages=()), True,
          [Step.PACKAGES, Step.INSTALL, Step.REPLACE]),
         (changed(READY, installed="0.1.0-aaaaaaaaaa"), True, [Step.SWITCH]),
+        # a job of its own that waits in the queue starts what is current then
+        (changed(READY, running="queued", runs="", job="7"), True, [Step.START]),
+        (changed(READY, running="queued", runs="", job="7", installed="0.1.0-a"), True, [Step.SWITCH, Step.START]),
         # damaged
         (READY, False, [Step.INSTALL, Step.REPLACE]),
         (changed(READY, running="no", runs=""), False, [Step.INSTALL, Step.START]),
@@ -144,6 +152,13 @@ def test_what_is_not_for_us_to_decide(there: Standing, words: str) -> None:
         (Sessions(kills=True), None, How.DETACHED, "ends processes when you log out"),
         (Sessions(cpu_seconds=1800), None, How.DETACHED, "30 minutes of CPU time"),
         (Sessions(True, True), How.DETACHED, How.DETACHED, ""),
+        (Sessions(True, True, True, slurm=True), None, How.SYSTEMD, ""),
+        (Sessions(True, False, slurm=True), None, How.DETACHED, ""),
+        (Sessions(True, False, True, slurm=True), None, How.JOB, "one core"),
+        (Sessions(kills=True, slurm=True), None, How.JOB, "one core"),
+        (Sessions(cpu_seconds=1800, slurm=True), None, How.JOB, "one core"),
+        (Sessions(kills=True, slurm=True), How.DETACHED, How.DETACHED, "ends processes when you log out"),
+        (Sessions(), How.JOB, How.JOB, "no Slurm"),
         (Sessions(), How.SYSTEMD, How.SYSTEMD, "does not work there"),
     ],
 )
