@@ -75,11 +75,12 @@ def orchestrator(config: Config = None) -> None:
 @app.command()
 def bridge(
     socket: Annotated[str, typer.Argument(metavar="SOCKET", help="The orchestrator's UNIX socket.")],
+    step: Annotated[bool, typer.Option("--step", help="Only as a step of the orchestrator's Slurm job.")] = False,
 ) -> None:
     """Join standard input and output with SOCKET: what a gateway runs on login nodes that forbid forwarding."""
     from gateway.bridge import main
 
-    raise typer.Exit(main(socket))
+    raise typer.Exit(main(socket, step))
 
 
 @app.command()

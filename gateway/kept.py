@@ -119,8 +119,9 @@ class Kept:
         """Connect to the socket by SSH's own forwarding. Raises Unreached."""
         raise NotImplementedError
 
-    async def bridge(self, factory: Callable[[], asyncio.Protocol]) -> None:
-        """Connect to the socket by a command on the login node. Raises Unreached."""
+    async def bridge(self, factory: Callable[[], asyncio.Protocol], *, step: bool = False) -> None:
+        """Connect to the socket by a command on the login node, or with `step` into the orchestrator's own job by it,
+        and nowhere else. Raises Unreached."""
         raise NotImplementedError
 
     async def execute(self, command: str, stdin: bytes | Path = b"", seconds: float = 60) -> remote.Said:
@@ -141,7 +142,8 @@ class Kept:
         """By the first rung of the ladder that holds; a bridge is kept for as long as the connection is up.
 
         A forwarding that is forbidden looks like a socket that nobody answers, so what tells them apart is the bridge.
-        One that is allowed is tried first all the same: the orchestrator may have moved out of a job, or into one.
+        Where forwarding is allowed it is tried first all the same: the orchestrator may have moved out of a job, or
+        into one, which is all that a bridge is for then.
         """
         if self._status.state is not LinkState.UP:
             raise Unreached(self._status.advice)
@@ -161,7 +163,7 @@ class Kept:
 
     async def _by_bridge(self, factory: Callable[[], asyncio.Protocol]) -> None:
         try:
-            await self.bridge(factory)
+            await self.bridge(factory, step=self._forwards)
         except Waiting as exc:
             if self._status.state is LinkState.UP:
                 self._status = replace(self._status, error=str(exc))

@@ -175,7 +175,7 @@ class OpenSsh(Kept):
         finally:
             writer.transport.abort()
 
-    async def bridge(self, factory: Callable[[], asyncio.Protocol]) -> None:
+    async def bridge(self, factory: Callable[[], asyncio.Protocol], *, step: bool = False) -> None:
         """A further session of the connection, whose standard input and output are a pair of sockets."""
         if self._child is None:
             raise Unreached(self.status.advice)
@@ -184,7 +184,7 @@ class OpenSsh(Kept):
         with contextlib.ExitStack() as unfinished:
             unfinished.callback(near.close)
             with far:
-                process = await self._start_bridge(far)
+                process = await self._start_bridge(far, step)
             task = asyncio.create_task(_until_ended(process))
             self._bridges.add(task)
             task.add_done_callback(self._bridges.discard)
@@ -195,8 +195,8 @@ class OpenSsh(Kept):
         if rest:
             protocol.data_received(rest)
 
-    async def _start_bridge(self, far: socket.socket) -> asyncio.subprocess.Process:
-        command = remote.bridge_command(self.socket)
+    async def _start_bridge(self, far: socket.socket, step: bool) -> asyncio.subprocess.Process:
+        command = remote.bridge_command(self.socket, step=step)
         argv = self._argv(*_ONLY_A_MASTER, *self._own, "-T", self.cluster, command)
         end, silent = far.fileno(), asyncio.subprocess.DEVNULL
         return await asyncio.create_subprocess_exec(*argv, stdin=end, stdout=end, stderr=silent, start_new_session=True)

@@ -56,14 +56,14 @@ def refused(seen: bytes) -> str:
     return rest.partition(b"\n")[0].decode(errors="replace") if found else ""
 
 
-def bridge_command(socket: str) -> str:
+def bridge_command(socket: str, *, step: bool = False) -> str:
     """Join the command's own input and output with the socket: by `sluice bridge` where that is found, else by any
-    Python. An old `sluice` that knows no bridge ends with 2, and the next one is tried."""
+    Python. An old `sluice` that knows no bridge ends with 2, and the next one is tried. `step`: see gateway.bridge."""
     program = base64.b64encode(Path(bridge.__file__).read_bytes()).decode()
     start = "import base64,sys;exec(base64.b64decode(sys.argv.pop()))"
     lines = (
         'for one in sluice "$HOME/.sluicegate/bin/sluice"; do command -v "$one" >/dev/null 2>&1 || continue; '
-        '"$one" bridge "$0"; code=$?; [ $code = 2 ] || exit $code; done; '
-        f'exec python3 -IS -c "{start}" "$0" "$1"'
+        '"$one" bridge "$0" ${2:+"$2"}; code=$?; [ $code = 2 ] || exit $code; done; '
+        f'exec python3 -IS -c "{start}" "$0" ${{2:+"$2"}} "$1"'
     )
-    return f"sh -c {shlex.quote(lines)} {shlex.quote(socket)} {program}"
+    return f"sh -c {shlex.quote(lines)} {shlex.quote(socket)} {program}" + (" --step" if step else "")

@@ -35,11 +35,11 @@ class Tunnel(Kept):
         except (asyncssh.Error, OSError) as exc:
             raise Unreached(str(exc)) from exc
 
-    async def bridge(self, factory: Callable[[], asyncio.Protocol]) -> None:
+    async def bridge(self, factory: Callable[[], asyncio.Protocol], *, step: bool = False) -> None:
         connection = self._open_connection()
         pier = _Pier(factory)
         try:
-            command = remote.bridge_command(self.socket)
+            command = remote.bridge_command(self.socket, step=step)
             await connection.create_session(lambda: pier, command, encoding=None, request_pty=False)
             await pier.joined
         except Unreached:  # in the bridge's own words

@@ -163,6 +163,19 @@ async def test_a_bridge_ends_with_its_orchestrator_and_with_its_gateway(folder: 
             assert await asyncio.wait_for(left, 10) == b""
 
 
+async def test_where_forwarding_is_allowed_a_bridge_leads_into_a_job_and_nowhere_else(folder: Path) -> None:
+    """Else the link would stay on a bridge after each new start of the orchestrator that is quick enough."""
+    server = await asyncio.start_unix_server(lambda reader, writer: writer.close(), folder / "o.sock")
+    async with server:
+        process = await asyncio.create_subprocess_exec(
+            "/bin/sh", "-c", bridge_command(str(folder / "o.sock"), step=True),
+            env={"HOME": str(folder), "PATH": "/usr/bin:/bin"},
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await asyncio.wait_for(process.communicate(), 20)
+    assert (process.returncode, out) == (1, b"") and b"no job to be a step of" in err
+
+
 # An orchestrator in a job of its own
 
 
@@ -187,10 +200,13 @@ def test_when_a_step_can_be_started(told: str, there: str, why: str) -> None:
         ("echo 'PENDING|Resources'", None, "waits: PENDING (Resources)", "waits: PENDING (Resources)"),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", None, "has ended", "has ended"),
         ("echo 'Unable to contact slurm controller' >&2; exit 1", None, "is not known", "Unable to contact"),
-        ("", '{"pid": 7}', "", "No such file"),
+        ("", '{"pid": 7}', "", "o"),
     ],
 )  # fmt: skip
-def test_it_becomes_a_step_of_the_job(tmp_path: Path, squeue: str, holder: str | None, out: str, err: str) -> None:
+@pytest.mark.parametrize("step_only", [[], ["--step"]])
+def test_it_becomes_a_step_of_the_job(
+    tmp_path: Path, squeue: str, holder: str | None, out: str, err: str, step_only: list[str]
+) -> None:
     """By programs in the place of Slurm's."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
@@ -202,7 +218,7 @@ def test_it_becomes_a_step_of_the_job(tmp_path: Path, squeue: str, holder: str |
     if holder:
         (tmp_path / "orchestrator.holder").write_text(holder)
     done = subprocess.run(
-        [sys.executable, bridge.__file__, str(tmp_path / "orchestrator.sock")],
+        [sys.executable, bridge.__file__, str(tmp_path / "orchestrator.sock"), *step_only],
         capture_output=True, text=True, timeout=20,
     )  # fmt: skip
     assert out in " ".join(done.stdout.split()) and err in done.stderr
