@@ -6,7 +6,8 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.client.call import Call, Flow
-from gateway.client.shapes import (
+from gateway.client.streams import Chunks, Text, Words
+from gateway.shapes import (
     JSON,
     Accepted,
     Cancelled,
@@ -37,7 +38,6 @@ from gateway.client.shapes import (
     TaskListed,
     VectorDbServices,
 )
-from gateway.client.streams import Chunks, Text, Words
 
 Message = Mapping[str, Any]
 """`role` and `content`, as OpenAI has them."""

@@ -11,8 +11,8 @@ import httpx2
 from gateway.client.call import Call, Flow, read, refusal
 from gateway.client.errors import ApiError, BrokenAnswer, NotReachable
 from gateway.client.operations import Awaiting, Blocking, Operations
-from gateway.client.shapes import ServiceDetail
 from gateway.client.watching import Look, Pause, answering, watching
+from gateway.shapes import ServiceDetail
 
 DEFAULT_URL = "http://localhost:8001"
 _CONNECTING = 10.0  # seconds

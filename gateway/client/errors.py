@@ -8,7 +8,7 @@ ClientError
   TookTooLong    the time that a caller wanted to wait is over
 """
 
-from gateway.client.shapes import JSON, ServiceDetail
+from gateway.shapes import JSON, ServiceDetail
 
 
 class ClientError(Exception):

@@ -5,7 +5,7 @@ import json
 
 from gateway.client.call import said
 from gateway.client.errors import ApiError, BrokenAnswer
-from gateway.client.shapes import JSON
+from gateway.shapes import JSON
 
 
 class Text:

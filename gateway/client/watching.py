@@ -11,7 +11,7 @@ from typing import Any
 from gateway.client.call import Call
 from gateway.client.calls import service
 from gateway.client.errors import ApiError, Ended, TookTooLong
-from gateway.client.shapes import ServiceDetail
+from gateway.shapes import ServiceDetail
 
 UNDER_WAY = ("pending", "configuring", "suspended")
 

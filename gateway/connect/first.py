@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from gateway.client.shapes import Service
 from gateway.console.desk import USAGE, Desk
 from gateway.console.running import followed
 from gateway.console.wanted import Options, UsageError, wanted
+from gateway.shapes import Service
 
 _ALIVE = ("running", "configuring", "pending")
 

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from gateway.client.errors import ApiError
-from gateway.client.shapes import Pull
 from gateway.console.desk import FAILED, INTERRUPTED, Desk
 from gateway.console.progress import amount, length
 from gateway.console.tables import Column
 from gateway.screen import Screen
+from gateway.shapes import Pull
 
 EVERY = 1.0  # seconds between two looks
 _ENDED = ("done", "failed", "cancelled")

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from gateway.client.shapes import ServiceDetail
 from gateway.console.tables import said
+from gateway.shapes import ServiceDetail
 
 
 def phase(service: ServiceDetail) -> str:

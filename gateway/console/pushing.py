@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.client.shapes import JSON, Push
 from gateway.console.desk import FAILED, NOT_NOW, USAGE, Desk
 from gateway.console.progress import amount, length
 from gateway.screen import Screen, Waiting
+from gateway.shapes import JSON, Push
 from orchestrator.errors import NotReady, OrchestratorError
 from orchestrator.fetch import Failed, ModelTask, Task
 from orchestrator.hub import check_model_id, listing_of, translated

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import typer
 
-from gateway.client.shapes import Service, ServiceDetail
 from gateway.client.watching import answering
 from gateway.console.desk import INTERRUPTED, USAGE, Desk
 from gateway.console.progress import Story, about, length, told
 from gateway.console.wanted import Options, UsageError, config_of, wanted
 from gateway.screen import Screen
+from gateway.shapes import Service, ServiceDetail
 
 
 def run(desk: Desk, what: str, options: Options, detach: bool) -> int:

@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:  # the dashboard needs the words alone, and rich costs it 2 MB
+    from rich.table import Table
 
 # What could move the cursor or colour the screen; a line break and a tab are harmless in running text.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -56,12 +56,16 @@ def tabbed(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join("\t".join(column.cell(row) for column in columns) + "\n" for row in rows)
 
 
-def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> Table:
+def table(columns: Sequence[Column], rows: Iterable[Mapping[str, Any]]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         shown.add_column(column.title.upper(), overflow="fold")
     for row in rows:
-        shown.add_row(*(_styled(column.cell(row)) for column in columns))
+        cells = (column.cell(row) for column in columns)
+        shown.add_row(*(Text(cell, style=_COLOURS.get(cell, "")) for cell in cells))
     return shown
 
 
@@ -71,7 +75,3 @@ def pairs(answer: Mapping[str, Any], names: Iterable[str]) -> list[dict[str, Any
 
 
 FIELDS = (Column("field", "field"), Column("value", "value"))
-
-
-def _styled(cell: str) -> Text:
-    return Text(cell, style=_COLOURS.get(cell, ""))

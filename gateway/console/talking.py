@@ -5,10 +5,10 @@ import sys
 from typing import Any
 
 from gateway.client import ApiError, BrokenAnswer
-from gateway.client.shapes import JSON
 from gateway.client.streams import words_of
 from gateway.console.desk import NOT_FOUND, USAGE, Desk
 from gateway.console.tables import plain
+from gateway.shapes import JSON
 
 
 def prompt(desk: Desk, service_id: str, text: str | None, options: JSON) -> int:

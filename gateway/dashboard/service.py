@@ -9,7 +9,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.client.shapes import ServiceDetail
 from gateway.console.progress import phase, told
 from gateway.dashboard import story
 from gateway.dashboard.asking import Asker, Refused, asker_of
@@ -19,6 +18,7 @@ from gateway.dashboard.pages import Page
 from gateway.dashboard.readings import readings
 from gateway.dashboard.templating import render
 from gateway.dashboard.view import page, see_other
+from gateway.shapes import ServiceDetail
 from orchestrator.keys import Scope
 
 

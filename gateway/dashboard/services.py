@@ -9,13 +9,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.client.shapes import ServiceRow
 from gateway.dashboard import story
 from gateway.dashboard.asking import Asker, asker_of
 from gateway.dashboard.hub import Topic
 from gateway.dashboard.pages import Entry, Page
 from gateway.dashboard.templating import render
 from gateway.dashboard.view import page
+from gateway.shapes import ServiceRow
 
 SHOWN = 200  # at once, the newest first
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gateway.client.shapes import ServiceDetail
 from gateway.console.progress import length, phase
 from gateway.dashboard.words import seconds_between
+from gateway.shapes import ServiceDetail
 
 UNDER_WAY = ("pending", "configuring", "running", "suspended")
 FAILED = ("failed", "timeout", "preempted", "node_fail", "out_of_memory", "lost")

@@ -103,6 +103,14 @@ def test_help_is_quick() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=20).returncode == 0
 
 
+def test_a_gateway_loads_nothing_that_only_the_command_line_and_its_pages_need() -> None:
+    """Each costs an idle gateway 2 MB and more."""
+    heavy = {"rich", "httpx2", "typer", "jinja2", "asyncssh", "sqlalchemy"}
+    code = f"import sys, gateway.app; sys.exit(' '.join({heavy} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def wait_for_health(client: httpx2.Client) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
