@@ -203,7 +203,8 @@ class OpenSsh(Kept):
 
     async def _end_bridges(self) -> None:
         for task in list(self._bridges):
-            task.cancel()
+            if not task.cancelling():  # one that failed is ending its program already
+                task.cancel()
         if self._bridges:
             await asyncio.wait(self._bridges)
 
