@@ -92,5 +92,5 @@ def test_what_its_signals_do(tmp_path: Path) -> None:
         process.wait(10)
         assert not Path(socket).parent.exists()
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # the script ends what it has started
+        process.wait(10)
