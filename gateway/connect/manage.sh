@@ -101,7 +101,10 @@ status() {
     [ -S "$state/orchestrator.sock" ] && tell socket "$state/orchestrator.sock"
     look
     tell running "$running"
-    [ "$running" = no ] && return 0
+    if [ "$running" = no ]; then
+        [ -f "$state/orchestrator.job" ] && tell before job # it was not stopped: its job has ended
+        return 0
+    fi
     tell where "$where"
     [ -n "$job" ] && tell job "$job"
     [ -n "$waits" ] && tell waits "$waits"

@@ -230,7 +230,7 @@ async def test_how_its_job_is(
     there = await place.standing()
     assert (there.running, there.where, there.waits) == (running, where, waits)
     assert there.pid == (os.getpid() if running == "yes" else None)
-    assert there.job == ("" if running == "no" else "17")
+    assert (there.job, there.before) == (("", "job") if running == "no" else ("17", ""))
 
 
 async def test_a_job_that_waits_does_not_keep_another_way_out(installed: Place, slurm: Path) -> None:
