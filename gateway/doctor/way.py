@@ -129,8 +129,11 @@ def forwarding(seen: Seen) -> Finding | None:
 
 def _bridged(seen: Seen) -> Finding:
     words = "a bridge, a command on the login node, carries everything"
-    if seen.survey is not None and seen.survey.job is not None:
-        return well("forwarding", f"{words} to Slurm job {seen.survey.job.id}, in which the orchestrator is")
+    job = seen.survey.job if seen.survey else None
+    if job is not None and job.state != "RUNNING":
+        return unknown("forwarding", "it shows when an orchestrator answers there")
+    if job is not None:
+        return well("forwarding", f"{words} to Slurm job {job.id}, in which the orchestrator is")
     fix = "nothing has to be done; AllowStreamLocalForwarding in sshd would save a process"
     if seen.survey is None:
         either = "the site's sshd forbids forwarding, or the orchestrator is a Slurm job of its own"

@@ -323,6 +323,7 @@ BAD: list[tuple[Any, Seen, Level, str, str]] = [
         "sluice connect hpc",
     ),
     (way.forwarding, bridged(in_a_job("RUNNING", "node1")), Level.WELL, "to Slurm job 17", ""),
+    (way.forwarding, bridged(in_a_job("PENDING")), Level.UNKNOWN, "it shows when", ""),
     (way.forwarding, bridged(silent(None)), Level.ODD, "or the orchestrator is a Slurm job", "nothing has to be done"),
     (cluster.orchestrator, silent(None), Level.BROKEN, "none answers: no way to it", "sluice orchestrator"),
     (cluster.orchestrator, linked(LinkState.DOWN), Level.UNKNOWN, "no connection", ""),

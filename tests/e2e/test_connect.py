@@ -360,7 +360,7 @@ def test_as_a_job_of_its_own(person: Laptop) -> None:
             (service,) = api.get("/api/v1/services", status="running")
             again = person.sluice("connect", cluster.alias)
             assert (again.returncode, "already" in again.stderr) == (0, True), again.stderr
-            requeued(cluster, api, told, str(service["id"]))
+            requeued(person, api, told, str(service["id"]))
     assert "Paris" in screen.answer
     detached = person.sluice("connect", cluster.alias, "--detach")
     assert detached.returncode == 0, detached.stderr
@@ -371,14 +371,17 @@ def test_as_a_job_of_its_own(person: Laptop) -> None:
     assert len(names) == 1 and names[0] != "sluicegate-orchestrator", names
 
 
-def requeued(cluster: Cluster, api: Api, told: dict[str, object], service: str) -> None:
-    """Held in the queue: requests are told so. Then it runs again, in the same job, with the same service."""
-    job = str(told["job"])
+def requeued(person: Laptop, api: Api, told: dict[str, object], service: str) -> None:
+    """Held in the queue: requests are told so, and the doctor. Then it runs again, in the same job, with the same
+    service."""
+    cluster, job = person.cluster, str(told["job"])
     cluster.run("login", ["scontrol", "requeuehold", job], user=True, check=True)
     wait_for(lambda: f"{job}|" in cluster.squeue() and "PENDING" in state_of_job(cluster, job), "it is in the queue")
     wait_for(lambda: api.get("/orchestrator/status")["state"] == "queued", "the gateway says so")
     wait_for(lambda: "waits: PENDING" in api.http.get("/api/v1/services").text, "requests are told what they wait for")
     assert api.http.get("/api/v1/services").status_code == 503
+    doctor = person.sluice("doctor", cluster.alias)
+    assert f"✗ orchestrator it is Slurm job {job}, which waits: PENDING (" in doctor.stdout, doctor.stdout
     cluster.run("login", ["scontrol", "release", job], check=True)
     # Slurm lets a job that was started again wait for two minutes.
     cluster.run("login", ["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
