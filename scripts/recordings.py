@@ -250,7 +250,7 @@ RECORDINGS: dict[str, Callable[[Stage], str]] = {"doctor": doctor, "run": run, "
 
 
 def without_times(text: str) -> str:
-    """What must be the same in every run: no numbers, no spinner, and not where lines are broken, which numbers move."""
+    """What must be the same in every run: no numbers, no spinner, no line breaks, which numbers move."""
     return re.sub(r"\d+([.:-]\d+)*", "N", re.sub(r"[⠀-⣿]", "*", " ".join(text.split())))
 
 
