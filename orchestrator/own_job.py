@@ -25,7 +25,7 @@ done
 [ -n "$folder" ] || exit 1
 trap 'rm -rf "$folder"' EXIT
 export ORCHESTRATOR_JOB=$SLURM_JOB_ID ORCHESTRATOR_SOCKET=$folder/orchestrator.sock
-next='' child=''
+holder={holder} next='' child=''
 end() {{
     next=$1
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
@@ -34,6 +34,7 @@ trap 'end requeue' USR1
 trap 'end again' USR2
 trap 'end stop' TERM INT
 while :; do
+    if grep -qs '"job": "'"$SLURM_JOB_ID"'"' "$holder"; then rm -f "$holder"; fi # of an earlier start, which has ended
     {serve} job &
     child=$!
     while kill -0 "$child" 2>/dev/null; do wait "$child"; done
@@ -53,8 +54,9 @@ done
 def script(site: Site, state: Path) -> str:
     """The script, for a state folder that `sluice connect` has made. Pure. Raises Invalid for what sbatch would not
     read as it is meant."""
-    serve, slurm = (shlex.quote(str(state / "bin" / name)) for name in ("serve", "slurm"))
-    return "#!/bin/bash\n" + "\n".join(directives(site, state)) + "\n\n" + _BODY.format(serve=serve, slurm=slurm)
+    names = {"serve": "bin/serve", "slurm": "bin/slurm", "holder": "orchestrator.holder"}
+    paths = {name: shlex.quote(str(state / path)) for name, path in names.items()}
+    return "#!/bin/bash\n" + "\n".join(directives(site, state)) + "\n\n" + _BODY.format(**paths)
 
 
 def directives(site: Site, state: Path) -> list[str]:

@@ -12,6 +12,7 @@ from orchestrator.app import create_app
 from orchestrator.cluster import GpuCount, all_gpus, partitions, turns
 from orchestrator.errors import SchedulerUnknown
 from orchestrator.models import JobState
+from orchestrator.own_job import NAME
 from orchestrator.question import Question
 from orchestrator.schedulers import Cpus, Gpus, NodeGroup, NodeState, Queue, QueuedJob
 from orchestrator.schedulers.local import Local
@@ -372,6 +373,21 @@ def test_the_cluster_as_users_see_it(http: TestClient, slurm: FakeSlurm) -> None
     ours, other = told["jobs"]
     assert (ours["service_id"], ours["model"], ours["gpus"], ours["queue_position"]) == (made["id"], "gpt2", 2, 2)
     assert (other["id"], other["name"], other["service_id"], other["state"]) == ("99", "train", None, "PENDING")
+
+
+@pytest.mark.system
+def test_an_orchestrator_in_a_job_of_its_own_is_no_service(http: TestClient, slurm: FakeSlurm) -> None:
+    """It is among the user's jobs, by its name, and neither adopted nor ended with a service."""
+    slurm.change("17", name=NAME, state="RUNNING")
+    made = http.post("/api/services", json={"recipe_name": RECIPE, "config": {"model": "gpt2", "gpu": 2}}).json()
+    waits_until(http, "/api/v1/cluster", "jobs_total", 2)
+    told = {job["id"]: job for job in http.get("/api/cluster").json()["jobs"]}
+    assert (told["17"]["name"], told["17"]["service_id"]) == (NAME, None)
+    assert [one["id"] for one in http.get("/api/v1/services").json()] == [made["id"]]
+    http.post(f"/api/v1/services/{made['id']}/status", json={"status": "cancelled"})
+    waits_until(http, f"/api/v1/services/{made['id']}", "status", "cancelled")
+    waits_until(http, "/api/v1/cluster", "jobs_total", 1)
+    assert http.get("/api/cluster").json()["jobs"][0]["id"] == "17"
 
 
 @pytest.mark.system

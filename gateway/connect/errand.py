@@ -77,7 +77,8 @@ class Errand:
         wanted = await asyncio.to_thread(lambda: bundle.wanted)
         whole = await self._is_whole(there, wanted)
         needed = steps(there, wanted, whole=whole, speaks=await self._speaks() if there.running == "yes" else "")
-        kept = How.JOB if there.job else None  # an upgrade does not take it out of the job that somebody wanted for it
+        # Neither an upgrade nor the end of its job takes it out of the job that somebody wanted for it.
+        kept = How.JOB if there.job or there.before == How.JOB else None
         how = starting.choice(await self._sessions(found, needed), self._wishes.how or kept)
         self._tell(needed, how)
         site = self._site(found) if Step.SITE in needed else None

@@ -49,7 +49,8 @@ look() {
     if [ -n "$job" ]; then look_at_job; else look_at_process; fi
 }
 
-# A job that squeue does not list has ended, whatever it has left behind.
+# A job that squeue does not list has ended, whatever it has left behind. The holder of a job that runs is this start's: the
+# job's script removes one of an earlier start. Names of machines are not compared, as Slurm's may be others than their own.
 look_at_job() {
     line=$(slurm squeue --noheader "--user=$(id -u)" '--format=%i|%T|%N|%S|%r' 2>&1) || fail "squeue does not say how job $job is: $line"
     line=$(printf '%s\n' "$line" | grep "^$job|") || {
@@ -61,7 +62,7 @@ look_at_job() {
     running=queued
     case $line in "$job|RUNNING|"*) ;; *) return 0 ;; esac
     waits='RUNNING (the orchestrator is about to listen)'
-    [ "$(holder job)" = "$job" ] && [ "$(holder host)" = "${where%%.*}" ] || return 0
+    [ "$(holder job)" = "$job" ] || return 0
     running=yes waits='' pid=$(holder pid)
     since=$(printf %s "$line" | cut -d '|' -f 4)
 }
@@ -100,7 +101,10 @@ status() {
     [ -S "$state/orchestrator.sock" ] && tell socket "$state/orchestrator.sock"
     look
     tell running "$running"
-    [ "$running" = no ] && return 0
+    if [ "$running" = no ]; then
+        [ -f "$state/orchestrator.job" ] && tell before job # it was not stopped: its job has ended
+        return 0
+    fi
     tell where "$where"
     [ -n "$job" ] && tell job "$job"
     [ -n "$waits" ] && tell waits "$waits"
@@ -266,7 +270,12 @@ start() {
     look
     case $running in
         yes) tell already "$pid" && return 0 ;;
-        queued) await "${2:-$state/current/bin/python}" && return 0 ;;
+        queued)
+            case $1 in
+                job | again) await "${2:-$state/current/bin/python}" && return 0 ;;
+                *) end_job ;; # it is to be started another way
+            esac
+            ;;
         elsewhere) fail "an orchestrator has this folder on $where: stop it there, or reach the cluster by that login node" ;;
     esac
     log=$state/orchestrator.out
@@ -413,8 +422,8 @@ renew() {
     while [ $count -lt 300 ]; do
         count=$((count + 1))
         sleep 0.1
-        look
-        [ "$running" = yes ] && [ "$pid" != "$was" ] && tell pid "$pid" && tell job "$job" && return 0
+        now=$(holder pid)
+        [ -n "$now" ] && [ "$now" != "$was" ] && [ "$(holder job)" = "$job" ] && tell pid "$now" && tell job "$job" && return 0
     done
     words "$state/orchestrator.out"
     fail "the orchestrator has not started again in job $job"

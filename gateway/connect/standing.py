@@ -48,7 +48,8 @@ class Standing:
 
     `running`: on this `host`, not at all, or `elsewhere`: then `where` is the other one. `runs`: the name of the
     version that runs and `how` it was started, both "" for one that somebody started by hand. `job`: the Slurm job that
-    it is in, then `where` is a compute node; while that is `queued`, `waits` says for what.
+    it is in, then `where` is a compute node; while that is `queued`, `waits` says for what. `before`: "job" for one
+    that does not run because its job has ended by itself.
     """
 
     state: str = ""
@@ -68,6 +69,7 @@ class Standing:
     since: datetime | None = None
     job: str = ""
     waits: str = ""
+    before: str = ""
 
 
 def standing(output: str) -> Standing:
@@ -93,6 +95,7 @@ def standing(output: str) -> Standing:
         since=_time(said.last("since")),
         job=said.last("job"),
         waits=said.last("waits"),
+        before=said.last("before"),
     )
 
 

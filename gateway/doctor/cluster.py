@@ -8,7 +8,7 @@ from gateway.doctor.reading import age, dotted, mapping, said_time
 from gateway.doctor.seen import Seen
 from gateway.link import LinkState
 from gateway.survey.choice import size
-from gateway.survey.facts import OLDEST_PYTHON, Place, Process
+from gateway.survey.facts import OLDEST_PYTHON, OwnJob, Place, Process, Survey
 
 _NEEDED = 200 * 1024**2  # bytes in the home: database, scripts and logs
 _COMFORTABLE = 2 * 1024**3
@@ -44,7 +44,7 @@ def installation(seen: Seen) -> Finding:
     good = [one for one in survey.installed if one.version]
     ours = seen.here.version
     if not survey.installed:
-        if seen.orchestrator is not None or survey.process is not None:
+        if seen.orchestrator is not None or survey.process is not None or _lives(survey.job):
             return odd("installation", "there is none in the usual places, but an orchestrator runs", _install(seen))
         return broken("installation", "there is none", _install(seen))
     if not good:
@@ -77,11 +77,44 @@ def orchestrator(seen: Seen) -> Finding:
     error = seen.answers.error if seen.answers else ""
     if survey is None and seen.alias is not None and seen.link[0] != LinkState.UP:
         return unknown("orchestrator", "there is no connection to ask it by")
-    process = survey.process if survey else None
-    if process is None:
-        words = "none runs" if survey is not None else f"none answers: {error or 'there is no answer'}"
-        return broken("orchestrator", words, _start(seen))
-    return _silent(seen, process, error)
+    if survey is None:
+        return broken("orchestrator", f"none answers: {error or 'there is no answer'}", _start(seen))
+    return _not_answering(seen, survey, error)
+
+
+def _not_answering(seen: Seen, survey: Survey, error: str) -> Finding:
+    if survey.job is not None:
+        return broken("orchestrator", *_in_a_job(seen, survey.job, error))
+    if survey.process is not None:
+        return _silent(seen, survey.process, error)
+    return broken("orchestrator", "none runs", _start(seen))
+
+
+def _lives(job: OwnJob | None) -> bool:
+    return job is not None and bool(job.state or job.words)
+
+
+def _in_a_job(seen: Seen, job: OwnJob, error: str) -> tuple[str, str]:
+    """What is said of an orchestrator that is a Slurm job of its own, and the fix."""
+    there = f" on {seen.alias}" if seen.alias else ""
+    connect = f"sluice connect {seen.alias or 'CLUSTER'} --how"
+    if job.words:
+        fix = f"`scontrol ping`{there} says whether slurmctld lives; ask the site. What runs goes on"
+        return f"it is Slurm job {job.id}, and squeue does not say how that is: {job.words}", fix
+    if job.waits:
+        fix = f"wait: `squeue --start --jobs={job.id}`{there} may say how long; or without a job: {connect} detached"
+        return f"it is Slurm job {job.id}, which waits: {job.waits}", fix
+    if not job.state:
+        fix = f"{connect} job; ~/.sluicegate/orchestrator.out{there} has its last words"
+        return f"it was Slurm job {job.id}, which has ended", fix
+    if not job.holds:
+        fix = f"wait a minute; then look at ~/.sluicegate/orchestrator.out{there}"
+        return f"Slurm job {job.id} has begun on {job.node}, and the orchestrator in it does not listen yet", fix
+    fix = (
+        f"does this work{there}: srun --overlap --jobid={job.id} hostname? If so, see ~/.sluicegate/orchestrator.log "
+        f"and start it again: scancel {job.id}{there}, and {connect} job; services go on"
+    )
+    return f"it is in Slurm job {job.id} on {job.node}, and does not answer: {error or 'no answer'}", fix
 
 
 def _silent(seen: Seen, process: Process, error: str) -> Finding:

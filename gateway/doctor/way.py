@@ -121,13 +121,24 @@ def forwarding(seen: Seen) -> Finding | None:
     if via == Rung.UNIX_SOCKET:
         return well("forwarding", "SSH forwards to the orchestrator's socket")
     if via == Rung.BRIDGE:
-        words = "the site's sshd forbids forwarding; a bridge, a command on the login node, carries everything instead"
-        return odd(
-            "forwarding", words, "nothing has to be done; AllowStreamLocalForwarding in sshd would save a process"
-        )
+        return _bridged(seen)
     if state == LinkState.UP:
         return unknown("forwarding", "it shows when an orchestrator answers there")
     return unknown("forwarding", "there is no connection to try it on")
+
+
+def _bridged(seen: Seen) -> Finding:
+    words = "a bridge, a command on the login node, carries everything"
+    job = seen.survey.job if seen.survey else None
+    if job is not None and job.state != "RUNNING":
+        return unknown("forwarding", "it shows when an orchestrator answers there")
+    if job is not None:
+        return well("forwarding", f"{words} to Slurm job {job.id}, in which the orchestrator is")
+    fix = "nothing has to be done; AllowStreamLocalForwarding in sshd would save a process"
+    if seen.survey is None:
+        either = "the site's sshd forbids forwarding, or the orchestrator is a Slurm job of its own"
+        return odd("forwarding", f"{words}: {either}", fix)
+    return odd("forwarding", f"the site's sshd forbids forwarding; {words} instead", fix)
 
 
 def _first(error: str) -> str:

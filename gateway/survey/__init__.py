@@ -14,6 +14,7 @@ from gateway.survey.facts import (
     Installed,
     Limits,
     Modules,
+    OwnJob,
     Partition,
     Place,
     Process,
@@ -30,6 +31,6 @@ from gateway.survey.site import site_file
 from gateway.survey.summary import summary
 
 __all__ = [
-    "SCRIPT", "Account", "Gpus", "Index", "Installed", "Limits", "Modules", "Partition", "Place", "Process", "Program",
-    "Python", "Qos", "Quota", "Sessions", "Slurm", "Survey", "read", "site_file", "summary",
+    "SCRIPT", "Account", "Gpus", "Index", "Installed", "Limits", "Modules", "OwnJob", "Partition", "Place", "Process",
+    "Program", "Python", "Qos", "Quota", "Sessions", "Slurm", "Survey", "read", "site_file", "summary",
 ]  # fmt: skip

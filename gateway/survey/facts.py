@@ -220,6 +220,26 @@ class Process:
 
 
 @dataclass(frozen=True)
+class OwnJob:
+    """The Slurm job that an orchestrator is, or was. `state`, `node`, `reason`: squeue's words, "" when it has ended.
+
+    `holds`: the orchestrator in it has the state folder. `words`: why squeue does not say how it is, "" when it does.
+    """
+
+    id: str
+    holds: bool
+    state: str = ""
+    node: str = ""
+    reason: str = ""
+    words: str = ""
+
+    @property
+    def waits(self) -> str:
+        """What it waits for: "PENDING (Priority)"; "" for one that runs, has ended, or is not known."""
+        return f"{self.state} ({self.reason})" if self.state not in ("", "RUNNING") else ""
+
+
+@dataclass(frozen=True)
 class Survey:
     """`trouble`: one sentence for each question that got no answer in time. `clock`: there, in seconds since 1970.
 
@@ -254,6 +274,7 @@ class Survey:
     installed: tuple[Installed, ...] = ()
     socket: str = ""  # of the orchestrator, where there is one in the state folder
     process: Process | None = None
+    job: OwnJob | None = None  # instead of a process
     trouble: tuple[str, ...] = ()
 
     @property

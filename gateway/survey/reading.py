@@ -9,6 +9,7 @@ from gateway.survey.facts import (
     Installed,
     Limits,
     Modules,
+    OwnJob,
     Process,
     Program,
     Python,
@@ -60,6 +61,7 @@ def read(text: str) -> Survey:
         installed=tuple(_installed(found)),
         socket=found.value("orchestrator", "socket"),
         process=_process(found),
+        job=_job(found),
         trouble=tuple(_trouble(found)),
     )
 
@@ -131,6 +133,14 @@ def _process(found: Sections) -> Process | None:
     if record is None or (pid := number(record[1])) is None:
         return None
     return Process(record[0], pid, record[2] == "1", record[3] == "1")
+
+
+def _job(found: Sections) -> OwnJob | None:
+    """`NUMBER|HOLDS|STATE|NODE|REASON|WORDS`."""
+    record = next(found.records("orchestrator", "job", 6), None)
+    if record is None or number(record[0]) is None:
+        return None
+    return OwnJob(record[0], record[1] == "1", *record[2:])
 
 
 # Modules

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from gateway.survey.choice import described, size
-from gateway.survey.facts import Account, Partition, Place, Survey
+from gateway.survey.facts import Account, OwnJob, Partition, Place, Survey
 from gateway.survey.facts import Slurm as Facts
 from gateway.terminal import plain
 
@@ -131,8 +131,19 @@ def _ours(survey: Survey) -> Iterator[str]:
         yield f"sluicegate {one.version or 'that does not start'} at {one.path}"
     if (process := survey.process) and (process.alive or process.elsewhere):
         yield f"an orchestrator runs on {process.host} as process {process.pid}"
+    if survey.job:
+        yield from _own_job(survey.job)
     for line in survey.trouble:
         yield f"not found out: {line}"
+
+
+def _own_job(job: OwnJob) -> Iterator[str]:
+    if job.words:
+        yield f"an orchestrator is Slurm job {job.id}, or was: squeue does not say ({job.words})"
+    elif job.waits:
+        yield f"an orchestrator is Slurm job {job.id}, which waits: {job.waits}"
+    elif job.state:
+        yield f"an orchestrator is Slurm job {job.id} on {job.node}"
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

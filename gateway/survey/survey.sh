@@ -172,7 +172,7 @@ ask_all() {
   ask limits 5 cat /proc/self/limits
   ask cgroup 5 q_cgroup
   ask installed 20 q_installed
-  ask orchestrator 5 q_orchestrator
+  ask orchestrator 15 q_orchestrator
   [ "$BRIEF" = 1 ] || ask_more
 }
 
@@ -298,9 +298,19 @@ q_installed() {
 }
 
 # Who holds the state folder, as orchestrator.holder says: a process here, or one on another login node, which touches
-# the file every few seconds.
+# the file every few seconds, or a Slurm job of its own, which orchestrator.job names before it has the folder.
 q_orchestrator() {
   [ ! -S "$STATE/orchestrator.sock" ] || say socket "$STATE/orchestrator.sock"
+  job=$(holder job)
+  holds=1
+  if ! [ -e "$STATE/orchestrator.holder" ]; then
+    job=$(cat "$STATE/orchestrator.job" 2>/dev/null)
+    holds=0
+  fi
+  if [ -n "$job" ]; then
+    q_job "$job|$holds"
+    return 0
+  fi
   [ -r "$STATE/orchestrator.holder" ] || return 0
   pid=$(holder pid)
   alive=0
@@ -315,7 +325,19 @@ q_orchestrator() {
 }
 
 holder() {
-  sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p" "$STATE/orchestrator.holder" | sed -n 1p
+  sed -n "s/.*\"$1\": *\"\{0,1\}\([^\",}]*\).*/\1/p" "$STATE/orchestrator.holder" 2>/dev/null | sed -n 1p
+}
+
+# NUMBER|HOLDS: what squeue lists of that job, nothing when it has ended; or why it does not say.
+q_job() {
+  if [ -x "$STATE/bin/slurm" ]; then set -- "$1" "$STATE/bin/slurm" squeue; else set -- "$1" squeue; fi
+  told=$1
+  shift
+  if listed=$("$@" --noheader "--user=$(id -u)" '--format=%i|%T|%N|%r' 2>&1); then
+    say job "$told|$(printf '%s\n' "$listed" | sed -n "s/^${told%%|*}|//p")"
+  else
+    say job "$told||||$(printf '%s\n' "$listed" | sed -n 1p)"
+  fi
 }
 
 # Slurm and modules

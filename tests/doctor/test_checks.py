@@ -14,7 +14,7 @@ from gateway.doctor.order import STAGES, judged
 from gateway.doctor.seen import Answers, Door, Here, Login, Seen, Way
 from gateway.link import LinkState, Rung
 from gateway.settings import Settings
-from gateway.survey import Account, Gpus, Installed, Partition, Place, Process, Python, Quota, Slurm, Survey
+from gateway.survey import Account, Gpus, Installed, OwnJob, Partition, Place, Process, Python, Quota, Slurm, Survey
 
 NOW = 1795780800.0  # 2026-11-27 12:00:00 UTC
 GIB = 1024**3
@@ -65,6 +65,14 @@ def silent(survey: Survey | None = SURVEY, error: str = "no way to it") -> Seen:
     door = replace(GATEWAY, health=dict(GATEWAY.health) | {"orchestrator": {"answered": False}})
     login = Login(state=LinkState.UP, survey=survey)
     return replace(WELL, door=door, login=login, answers=Answers(error=error))
+
+
+def in_a_job(state: str = "", node: str = "", reason: str = "", words: str = "", *, holds: bool = True) -> Seen:
+    return silent(replace(SURVEY, process=None, job=OwnJob("17", holds, state, node, reason, words)))
+
+
+def bridged(seen: Seen) -> Seen:
+    return replace(seen, login=replace(seen.login or Login(), state=LinkState.UP, via=Rung.BRIDGE))
 
 
 def surveyed(**changes: Any) -> Seen:
@@ -213,7 +221,7 @@ BAD: list[tuple[Any, Seen, Level, str, str]] = [
     ),
     (
         way.forwarding,
-        linked(LinkState.UP, via=Rung.BRIDGE),
+        bridged(WELL),
         Level.ODD,
         "forbids forwarding",
         "AllowStreamLocalForwarding",
@@ -278,6 +286,45 @@ BAD: list[tuple[Any, Seen, Level, str, str]] = [
         "has ended",
         "sluice orchestrator",
     ),
+    (
+        cluster.orchestrator,
+        in_a_job("PENDING", "", "Priority"),
+        Level.BROKEN,
+        "it is Slurm job 17, which waits: PENDING (Priority)",
+        "squeue --start --jobs=17",
+    ),
+    (
+        cluster.orchestrator,
+        in_a_job("RUNNING", "node1", "None", holds=False),
+        Level.BROKEN,
+        "Slurm job 17 has begun on node1",
+        "orchestrator.out on hpc",
+    ),
+    (
+        cluster.orchestrator,
+        in_a_job("RUNNING", "node1", "None"),
+        Level.BROKEN,
+        "it is in Slurm job 17 on node1, and does not answer: no way to it",
+        "srun --overlap --jobid=17 hostname",
+    ),
+    (cluster.orchestrator, in_a_job(), Level.BROKEN, "Slurm job 17, which has ended", "sluice connect hpc --how job"),
+    (
+        cluster.orchestrator,
+        in_a_job(words="slurm_load_jobs error"),
+        Level.BROKEN,
+        "squeue does not say how that is: slurm_load_jobs error",
+        "scontrol ping",
+    ),
+    (
+        cluster.installation,
+        surveyed(installed=(), process=None, job=OwnJob("17", True, "RUNNING")),
+        Level.ODD,
+        "an orchestrator runs",
+        "sluice connect hpc",
+    ),
+    (way.forwarding, bridged(in_a_job("RUNNING", "node1")), Level.WELL, "to Slurm job 17", ""),
+    (way.forwarding, bridged(in_a_job("PENDING")), Level.UNKNOWN, "it shows when", ""),
+    (way.forwarding, bridged(silent(None)), Level.ODD, "or the orchestrator is a Slurm job", "nothing has to be done"),
     (cluster.orchestrator, silent(None), Level.BROKEN, "none answers: no way to it", "sluice orchestrator"),
     (cluster.orchestrator, linked(LinkState.DOWN), Level.UNKNOWN, "no connection", ""),
     (

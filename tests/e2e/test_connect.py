@@ -46,6 +46,7 @@ class Laptop:
     cache: Path
     ssh_config: Path
     program: Path = REPOSITORY
+    transport: str = "asyncssh"
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -56,7 +57,7 @@ class Laptop:
     def environment(self) -> dict[str, str]:
         return environment_of_a_child(
             GATEWAY_SSH_CONFIG=str(self.ssh_config), XDG_CACHE_HOME=str(self.cache), XDG_CONFIG_HOME="/nonexistent",
-            PYTHONPATH=str(self.program), TERM="dumb",
+            GATEWAY_TRANSPORT=self.transport, PYTHONPATH=str(self.program), TERM="dumb",
         )  # fmt: skip
 
     def sluice(self, *words: str, seconds: float = 180) -> subprocess.CompletedProcess[str]:
@@ -299,21 +300,23 @@ def next_release(folder: Path) -> Path:
     return folder
 
 
-def test_an_upgrade_fails_no_request(person: Laptop, tmp_path: Path) -> None:
-    """Both halves become the next release, while prompts, lists and short streams go on."""
-    cluster = person.cluster
+@pytest.mark.parametrize(("how", "transport"), [("detached", "asyncssh"), ("job", "openssh")])
+def test_an_upgrade_fails_no_request(person: Laptop, tmp_path: Path, how: str, transport: str) -> None:
+    """Both halves become the next release, while prompts, lists and short streams go on. A job of its own is kept."""
+    cluster, person.transport = person.cluster, transport
     engine = cluster.root / "fake_engine.py"
     engine.write_bytes(FAKE.read_bytes())
     engine.chmod(0o755)
     site = tmp_path / "site.toml"
     site.write_text(site_config(cluster, ["/usr/bin/python3", str(engine)]))
-    first = person.sluice("connect", cluster.alias, "--site", str(site), "--yes", "--detach")
+    first = person.sluice("connect", cluster.alias, "--site", str(site), "--how", how, "--yes", "--detach")
     assert first.returncode == 0, first.stderr
     with laptop_api() as api:
+        before = api.get("/orchestrator/status")
         service = str(api.start("vllm-single-node", {"resources": {"gpu": 1, "cpu": 1, "memory": "1G"}})["id"])
         api.until(service, "running")
         assert api.get("/health")["version"] == __version__
-    later = Laptop(cluster, person.cache, person.ssh_config, next_release(tmp_path / "later"))
+    later = Laptop(cluster, person.cache, person.ssh_config, next_release(tmp_path / "later"), transport)
     began = time.monotonic()
     with (
         traffic(getting("/api/v1/services")) as listed,
@@ -330,7 +333,9 @@ def test_an_upgrade_fails_no_request(person: Laptop, tmp_path: Path) -> None:
         health = api.get("/health")
         assert (health["version"], health["orchestrator"]["version"]) == (LATER, LATER)
         api.until(service, "running")
-        assert len(api.get("/orchestrator/status")["installed"]) > len(LATER)
+        after = api.get("/orchestrator/status")
+        assert len(after["installed"]) > len(LATER) and after["running"] == after["installed"]
+        assert (after["job"], after["started_by"], after["pid"] != before["pid"]) == (before["job"], how, True)
     failed = [*listed.failed(), *prompted.failed(), *streamed.failed()]
     requests = [*listed.outcomes, *prompted.outcomes, *streamed.outcomes]
     worst = max(outcome.seconds for outcome in requests)
@@ -355,7 +360,7 @@ def test_as_a_job_of_its_own(person: Laptop) -> None:
             (service,) = api.get("/api/v1/services", status="running")
             again = person.sluice("connect", cluster.alias)
             assert (again.returncode, "already" in again.stderr) == (0, True), again.stderr
-            requeued(cluster, api, told, str(service["id"]))
+            requeued(person, api, told, str(service["id"]))
     assert "Paris" in screen.answer
     detached = person.sluice("connect", cluster.alias, "--detach")
     assert detached.returncode == 0, detached.stderr
@@ -366,14 +371,17 @@ def test_as_a_job_of_its_own(person: Laptop) -> None:
     assert len(names) == 1 and names[0] != "sluicegate-orchestrator", names
 
 
-def requeued(cluster: Cluster, api: Api, told: dict[str, object], service: str) -> None:
-    """Held in the queue: requests are told so. Then it runs again, in the same job, with the same service."""
-    job = str(told["job"])
+def requeued(person: Laptop, api: Api, told: dict[str, object], service: str) -> None:
+    """Held in the queue: requests are told so, and the doctor. Then it runs again, in the same job, with the same
+    service."""
+    cluster, job = person.cluster, str(told["job"])
     cluster.run("login", ["scontrol", "requeuehold", job], user=True, check=True)
     wait_for(lambda: f"{job}|" in cluster.squeue() and "PENDING" in state_of_job(cluster, job), "it is in the queue")
     wait_for(lambda: api.get("/orchestrator/status")["state"] == "queued", "the gateway says so")
     wait_for(lambda: "waits: PENDING" in api.http.get("/api/v1/services").text, "requests are told what they wait for")
     assert api.http.get("/api/v1/services").status_code == 503
+    doctor = person.sluice("doctor", cluster.alias)
+    assert f"✗ orchestrator it is Slurm job {job}, which waits: PENDING (" in doctor.stdout, doctor.stdout
     cluster.run("login", ["scontrol", "release", job], check=True)
     # Slurm lets a job that was started again wait for two minutes.
     cluster.run("login", ["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)

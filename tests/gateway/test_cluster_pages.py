@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from gateway.dashboard.charts import NAMES, columns
-from gateway.dashboard.cluster import limit, parts
+from gateway.dashboard.cluster import ORCHESTRATOR, limit, parts
 from gateway.dashboard.history import Bin
+from orchestrator.own_job import NAME
 
 GPUS: dict[str, Any] = {"type": "a100", "total": 6, "in_use": 3, "free": 2, "down": 1}
 PARTITION: dict[str, Any] = {
@@ -41,6 +42,12 @@ def test_what_the_site_hides_is_said_and_names_are_escaped() -> None:
     assert "hidden by the site" in html["cluster-partitions"]
     assert "&lt;script&gt;" in html["cluster-jobs"] and "<script>" not in html["cluster-jobs"]
     assert "2 ahead" in html["cluster-jobs"]
+
+
+def test_the_orchestrator_in_a_job_of_its_own_is_known_by_its_name() -> None:
+    html = cluster(jobs=[JOB, JOB | {"id": "17", "name": NAME}])["cluster-jobs"]
+    assert ORCHESTRATOR == NAME
+    assert html.count("not a service") == 1 and "the orchestrator" in html.partition('id="job-17"')[2]
 
 
 def test_a_cluster_that_shows_nothing_is_no_error() -> None:

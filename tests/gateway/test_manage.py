@@ -184,6 +184,65 @@ async def test_whose_process_it_is(place: Place) -> None:
     assert (await place.standing()).running == "no"
 
 
+# In a Slurm job of its own
+
+
+@pytest.fixture
+def slurm(place: Place) -> Iterator[Path]:
+    """What stands in the place of Slurm's commands: the file is what squeue lists, `scancel` empties it."""
+    listed, program = place.state / "listed", place.state / "bin" / "slurm"
+    program.parent.mkdir(parents=True, exist_ok=True)
+    kept = program.read_bytes() if program.exists() else None
+    program.write_text(f"#!/bin/sh\ncase $1 in squeue) cat {listed} ;; scancel) : >{listed} ;; *) exit 1 ;; esac\n")
+    program.chmod(0o700)
+    yield listed
+    listed.write_text("")
+    for name in ("orchestrator.holder", "orchestrator.job", "listed"):
+        (place.state / name).unlink(missing_ok=True)
+    if kept is None:
+        program.unlink()
+    else:
+        program.write_bytes(kept)
+
+
+@pytest.mark.parametrize(
+    ("line", "holder", "running", "where", "waits"),
+    [
+        ("17|RUNNING|node1|1795800000|None", "17", "yes", "node1", ""),
+        # Slurm's name for a machine need not be the one that it has itself
+        ("17|RUNNING|node1.cluster.example|1795800000|None", "17", "yes", "node1.cluster.example", ""),
+        ("17|PENDING||N/A|Priority", "", "queued", "", "PENDING (Priority)"),
+        ("17|PENDING||1795800000|BeginTime", "17", "queued", "", "PENDING (BeginTime)"),  # started again
+        ("17|CONFIGURING|cloud3|1795800000|None", "", "queued", "cloud3", "CONFIGURING (None)"),
+        ("17|RUNNING|node1|1795800000|None", "", "queued", "node1", "RUNNING (the orchestrator is about to listen)"),
+        ("18|RUNNING|node1|1795800000|None", "17", "no", "", ""),
+        ("", "", "no", "", ""),
+    ],
+)
+async def test_how_its_job_is(
+    place: Place, slurm: Path, line: str, holder: str, running: str, where: str, waits: str
+) -> None:
+    slurm.write_text(f"170|RUNNING|node9|1795800000|None\n{line}\n")
+    (place.state / "orchestrator.job").write_text("17\n")
+    if holder:
+        mine = this_process(holder, Path("/tmp/s/orchestrator.sock"))
+        (place.state / "orchestrator.holder").write_text(mine.text())
+    there = await place.standing()
+    assert (there.running, there.where, there.waits) == (running, where, waits)
+    assert there.pid == (os.getpid() if running == "yes" else None)
+    assert (there.job, there.before) == (("", "job") if running == "no" else ("17", ""))
+
+
+async def test_a_job_that_waits_does_not_keep_another_way_out(installed: Place, slurm: Path) -> None:
+    await installed.host.put_site(SITE)
+    slurm.write_text("17|PENDING||N/A|Priority\n")
+    (installed.state / "orchestrator.job").write_text("17\n")
+    await installed.host.manage("start", "detached")
+    there = await installed.standing()
+    assert (there.running, there.how, there.job) == ("yes", "detached", "")
+    assert slurm.read_text() == "" and not (installed.state / "orchestrator.job").exists()
+
+
 async def _gone(pid: int) -> None:
     async with asyncio.timeout(10):
         while start_of(pid) is not None:  # noqa: ASYNC110 (another process's end is no event of ours)

@@ -22,7 +22,7 @@ done
 [ -n "$folder" ] || exit 1
 trap 'rm -rf "$folder"' EXIT
 export ORCHESTRATOR_JOB=$SLURM_JOB_ID ORCHESTRATOR_SOCKET=$folder/orchestrator.sock
-next='' child=''
+holder=/home/ada/.sluicegate/orchestrator.holder next='' child=''
 end() {
     next=$1
     [ -z "$child" ] || kill -TERM "$child" 2>/dev/null
@@ -31,6 +31,7 @@ trap 'end requeue' USR1
 trap 'end again' USR2
 trap 'end stop' TERM INT
 while :; do
+    if grep -qs '"job": "'"$SLURM_JOB_ID"'"' "$holder"; then rm -f "$holder"; fi # of an earlier start, which has ended
     /home/ada/.sluicegate/bin/serve job &
     child=$!
     while kill -0 "$child" 2>/dev/null; do wait "$child"; done

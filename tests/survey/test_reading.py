@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.survey import Account, Gpus, Index, Installed, Partition, Process, Qos, Quota, Survey, read
+from gateway.survey import Account, Gpus, Index, Installed, OwnJob, Partition, Process, Qos, Quota, Survey, read
 from gateway.survey.sections import Section, number, version
 from gateway.survey.slurm import (
     accounts_of_scontrol,
@@ -12,6 +12,7 @@ from gateway.survey.slurm import (
     partitions_of_sinfo,
 )
 from gateway.survey.storage import gpfs_quotas, lustre_quotas, quotas
+from gateway.survey.summary import summary
 from tests.survey.pasted import (
     ASSOC_MGR_2411,
     GPFS,
@@ -276,6 +277,31 @@ def test_words_that_mean_nothing(section: str, words: str) -> None:
     survey = read(printed({"host": HOST, "slurm-version": "x", section: words}))
     assert isinstance(survey, Survey)
     assert survey.user == "ada"
+
+
+@pytest.mark.parametrize(
+    ("line", "job", "told"),
+    [
+        ("17|1|RUNNING|mel0001|None", OwnJob("17", True, "RUNNING", "mel0001", "None"), "is Slurm job 17 on mel0001"),
+        (
+            "17|0|PENDING||Priority",
+            OwnJob("17", False, "PENDING", "", "Priority"),
+            "17, which waits: PENDING (Priority)",
+        ),
+        ("17|1|", OwnJob("17", True), ""),
+        (
+            "17|1||||slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+            OwnJob("17", True, words="slurm_load_jobs error: Unable to contact slurm controller (connect failure)"),
+            "squeue does not say (slurm_load_jobs error: Unable to contact",
+        ),
+        ("x|1|RUNNING", None, ""),
+    ],
+)
+def test_an_orchestrator_that_is_a_job(line: str, job: OwnJob | None, told: str) -> None:
+    survey = read(printed({"host": HOST, "orchestrator": f"job={line}"}))
+    assert (survey.job, survey.process) == (job, None)
+    said = [line for line in summary(survey) if "an orchestrator" in line]
+    assert (len(said), told in "".join(said)) == (bool(told), True), said
 
 
 def test_a_mark_in_the_words_of_a_command_ends_nothing() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.survey import SCRIPT, Survey, read
+from gateway.survey import SCRIPT, OwnJob, Survey, read
 from tests.gateway.sshd import free_port
 
 pytestmark = [pytest.mark.system, pytest.mark.beside]
@@ -168,6 +168,27 @@ def test_who_holds_the_state_folder(node: Node) -> None:
         process = node.survey("dash", "brief", "state", "4").process
         assert process is not None
         assert (process.host, process.alive, process.elsewhere) == ("login01", alive, elsewhere)
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_an_orchestrator_that_is_a_job(shell: str, node: Node) -> None:
+    """It is named before it has the folder; one that squeue does not list has ended."""
+    state = node.home / "state"
+    state.mkdir()
+    (state / "orchestrator.job").write_text("17\n")
+    node.program("squeue", "#!/bin/sh\necho '170|RUNNING|cn9|None'; echo '17|PENDING||Priority'\n")
+    assert node.survey(shell, "brief", "state", "4").job == OwnJob("17", False, "PENDING", "", "Priority")
+    (state / "orchestrator.holder").write_text('{"host": "cn1", "boot": "x", "pid": 7, "started": "1", "job": "170"}')
+    survey = node.survey(shell, "brief", "state", "4")
+    assert (survey.job, survey.process) == (OwnJob("170", True, "RUNNING", "cn9", "None"), None)
+    node.program("squeue", "#!/bin/sh\necho '18|RUNNING|cn9|None'\n")
+    assert node.survey(shell, "brief", "state", "4").job == OwnJob("170", True)
+    node.program("squeue", "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n")
+    (state / "bin").mkdir()
+    (state / "bin" / "slurm").write_text('#!/bin/sh\necho "as the orchestrator sees it"; exec "$@"\n')
+    (state / "bin" / "slurm").chmod(0o755)
+    job = node.survey(shell, "brief", "state", "4").job
+    assert job == OwnJob("170", True, words="as the orchestrator sees it")
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
