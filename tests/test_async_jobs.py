@@ -19,7 +19,7 @@ from tests.orchestrating import RECIPE
 from tests.test_process import CPU, Home, a_home, until
 from tests.test_quirks import absent
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.beside, pytest.mark.timeout(180)]
 
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 KEYS = {"ann": Scope.USE, "bob": Scope.USE, "chief": Scope.MANAGE, "root": Scope.ADMIN}

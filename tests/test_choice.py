@@ -15,7 +15,7 @@ from tests.clients.place import Place, place, wait
 from tests.gateway.sshd import BINARY
 from tests.test_quirks import absent
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.system, pytest.mark.beside, pytest.mark.timeout(120)]
 
 PAIR = {"gpu": 2, "cpu": 2, "memory": "2G"}
 

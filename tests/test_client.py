@@ -26,7 +26,7 @@ from gateway.settings import environment_of_a_child
 from tests.gateway.sshd import free_port
 from tests.test_process import Home, a_home, until
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 JSON = dict[str, Any]
 SMALL: JSON = {"gpu": None, "cpu": 1, "memory": "1G"}

@@ -17,7 +17,7 @@ from tests.gateway.sshd import free_port
 from tests.test_client import LITTLE, _gateway
 from tests.test_process import Home, a_home
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 MODEL = "tiny/whole"
 Done = subprocess.CompletedProcess[str]

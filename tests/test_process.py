@@ -22,7 +22,7 @@ from orchestrator.__main__ import main
 from orchestrator.store import open_store
 from tests.orchestrating import FAKE_ENGINE, RECIPE
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 ROOT = Path(__file__).parents[1]
 CPU = {"resources": {"gpu": None, "cpu": 1, "memory": "1G"}}

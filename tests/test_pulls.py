@@ -22,7 +22,7 @@ from tests.fake_hub import COMMIT, TINY, FakeHub, fake_hub, whole
 from tests.orchestrating import RECIPE, fake_engine_site
 from tests.test_process import Home, a_home
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.beside]
 
 JSON = dict[str, Any]
 MODEL, LARGE, BROKEN, HUGE = "tiny/whole", "tiny/large", "tiny/broken", "tiny/huge"

@@ -23,7 +23,7 @@ from gateway.link import LocalLink
 from gateway.trunk import Trunk
 from orchestrator.lock import start_of, this_process
 
-pytestmark = [pytest.mark.anyio, pytest.mark.system]
+pytestmark = [pytest.mark.anyio, pytest.mark.system, pytest.mark.beside]
 
 SITE = 'scheduler = "local"\n'
 
