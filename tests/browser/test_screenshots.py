@@ -134,3 +134,45 @@ def test_a_screenshot_of_the_cluster(opened: Callable[..., tuple[BrowserContext,
         expect(page.locator("#cluster-jobs .status-running")).to_have_count(2, timeout=20_000)
         page.screenshot(path=INTO / "dashboard-cluster.png", animations="disabled")
         assert (INTO / "dashboard-cluster.png").stat().st_size < MOST_BYTES
+
+
+WAVE = (1, 2, 4, 7, 9, 8, 6, 3, 2, 4, 8, 12, 14, 11, 7, 4, 2, 1, 3, 6, 9, 7, 4, 2, 1)
+WAVE_SECONDS = 15  # a point of the chart
+
+
+@pytest.mark.skipif("SLUICE_SCREENSHOTS" not in os.environ, reason="it waits for charts to fill: make screenshots")
+@pytest.mark.timeout(600)
+def test_screenshots_of_what_has_happened(opened: Callable[..., tuple[BrowserContext, Watch]]) -> None:
+    with site(GATEWAY_SAMPLE_SECONDS="5") as shown:
+        models = ("Qwen/Qwen2.5-7B-Instruct", "meta-llama/Llama-3.1-8B-Instruct")
+        services = [shown.start(model=model, gpu=2) for model in models]
+        for service in services:
+            shown.until(service, "running")
+        page = opened(shown, viewport=DESK, color_scheme="light")[0].new_page()
+        for height in WAVE:
+            for number in range(height):
+                question = {"model": models[number % 2], "messages": [{"role": "user", "content": "Name a river."}]}
+                assert shown.http.post("/v1/chat/completions", json=question).status_code == 200
+            time.sleep(WAVE_SECONDS)
+        page.goto("/ui/charts")
+        expect(page.locator("[data-chart=requests] canvas")).to_be_visible()
+        expect(page.locator("[data-chart=latency] .keys")).to_contain_text("ms")
+        take(page, "charts")
+        shown.http.post(f"/api/v1/services/{services[1]}/status", json={"status": "cancelled"})
+        shown.until(services[1], "cancelled")
+        page.goto("/ui/audit")
+        expect(page.get_by_role("row").nth(1)).to_contain_text(services[1])
+        take(page, "audit")
+        page.goto("/ui/keys")
+        page.get_by_label("Name").fill("me")
+        page.get_by_role("button", name="Create").click()
+        mine = page.get_by_role("textbox", name="Secret").input_value()
+        shown.http.headers["Authorization"] = f"Bearer {mine}"
+        page.get_by_role("link", name="Keys").click()
+        page.get_by_label("Name").fill("editor")
+        page.get_by_label("Lives for").fill("30d")
+        page.get_by_role("button", name="Create").click()
+        expect(page.get_by_role("textbox", name="Secret")).to_be_focused()
+        page.get_by_role("link", name="Keys").click()
+        expect(page.locator("#key-editor")).to_contain_text("live")
+        take(page, "keys")

@@ -86,7 +86,7 @@
         height: HEIGHT,
         legend: { show: false },
         cursor,
-        scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
+        scales: { x: { range: since }, y: { range: (_, low, high) => [0, high > 0 ? high * 1.08 : 1] } },
         axes: axes(unit, { values: "{HH}:{mm}", space: 60 }),
         series: [{}, ...KINDS[kind].map(([, label, tone, dash], at) => ({
           label, dash, width: 1.7, stroke: colour(tone), points: { show: false }, spanGaps: false,
@@ -129,6 +129,13 @@
     }
     update();
     return { plot, update };
+  }
+
+  // Where the time axis begins: at the first point that is known, as a gateway that has just been started knows few;
+  // but what is shown is at least a sixth of the range.
+  function since(_, low, high) {
+    const first = known.at[known.requests.findIndex((value) => value !== null)] ?? low;
+    return [Math.max(low, Math.min(first, high - (Number(hours) * 3600) / 6)), high];
   }
 
   // The newest point that is over and known; the last one is still being counted.
