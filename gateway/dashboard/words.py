@@ -25,7 +25,8 @@ def moment(text: str | None, none: str = "—") -> Markup | str:
 
 
 def seconds_between(since: str | None, until: str | None) -> float | None:
-    return None if not since or not until else (read(until) - read(since)).total_seconds()
+    """None where one is not known. Not below 0: one of the two may be in whole seconds, as Slurm's times are."""
+    return None if not since or not until else max(0.0, (read(until) - read(since)).total_seconds())
 
 
 def minutes(count: float | None) -> str:
