@@ -33,6 +33,7 @@ _LOOK_SECONDS = 2.0  # between two looks at a file that a person has to correct
 _SOON_SECONDS = 5.0  # until the next try while requests wait
 _ALIVE_SECONDS = 3.0  # for an answer of a connection that is in doubt
 _BRIDGE_SECONDS = 5.0  # between two tries of a bridge to a socket that nobody answers
+_STEP_SECONDS = 30.0  # the same where forwarding is allowed, and the orchestrator has hardly become a job
 # Both programs would take ChaCha20 first, which costs twice the CPU (asyncssh: 143 against 73 µs a request).
 CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
 
@@ -82,7 +83,7 @@ class Kept:
         self._hurried = asyncio.Event()
         self._may_hurry = self._fresh = False
         self._checking: asyncio.Task[None] | None = None
-        self._bridged_at = -_BRIDGE_SECONDS
+        self._bridged_at = -_STEP_SECONDS
         self._forwards = False  # a forwarding has held since the connection was up: it is allowed
         self._status = LinkStatus(LinkState.CONNECTING, self._where(), now())
 
@@ -156,7 +157,8 @@ class Kept:
             self._took(Rung.UNIX_SOCKET)
         except Unreached:
             now = asyncio.get_running_loop().time()
-            if self._status.via is not Rung.BRIDGE and now - self._bridged_at < _BRIDGE_SECONDS:
+            pause = _STEP_SECONDS if self._forwards else _BRIDGE_SECONDS
+            if self._status.via is not Rung.BRIDGE and now - self._bridged_at < pause:
                 raise
             self._bridged_at = now
             await self._by_bridge(factory)
@@ -183,7 +185,7 @@ class Kept:
         """The connection is open."""
         self._opened += 1
         self._asked = False
-        self._bridged_at = -_BRIDGE_SECONDS
+        self._bridged_at = -_STEP_SECONDS
         self._forwards = False
         self._become(LinkState.UP)
 
