@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from http import HTTPStatus
 from typing import Any, TypedDict, cast
 
@@ -78,46 +78,63 @@ def link_of(settings: Settings) -> Link:
     return LocalLink(settings.local_socket)
 
 
+@contextlib.asynccontextmanager
+async def opened(settings: Settings, link: Link) -> AsyncIterator[State]:
+    """Everything that is open above the link while a gateway serves, closed in the reverse order."""
+    trunk = Trunk(link, connect_seconds=settings.connect_seconds, hold_seconds=settings.hold_seconds)
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    remembered = Remembered(settings.models_path, time.time)
+    keys = keys_of(settings)
+    traffic, asker = metrics.traffic_in(registry), Asker(trunk, link, settings.connect_seconds)
+    history = History(traffic, asked_of(asker), seconds=settings.sample_seconds)
+    hub = Hub((*contents.topics(), charts.topic(history)), asker)
+    settle()
+    try:
+        async with (
+            open_tracing("sluicegate-gateway") as traced,
+            _beside(follow(remembered, trunk, link, settings.connect_seconds), history.run()),
+            hub,
+        ):
+            yield State(
+                link=link,
+                trunk=trunk,
+                settings=settings,
+                registry=registry,
+                traffic=traffic,
+                remembered=remembered,
+                managing=asyncio.Lock(),
+                keys=keys,
+                sessions=Sessions(keys, time.monotonic),
+                hub=hub,
+                entries=contents.entries(),
+                history=history,
+                traced=traced,
+            )
+    finally:
+        remembered.keep()
+        trunk.close()
+
+
+@contextlib.asynccontextmanager
+async def _beside(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """What goes on until the end of the `async with`."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
 def create_app(settings: Settings, make_link: Callable[[Settings], Link] = link_of) -> Starlette:
-    """The application. Its lifespan holds the link and the trunk on top of it."""
+    """The application. Its lifespan holds the link and all that is above it."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[State]:
-        async with make_link(settings) as link, open_tracing("sluicegate-gateway") as traced:
-            trunk = Trunk(link, connect_seconds=settings.connect_seconds, hold_seconds=settings.hold_seconds)
-            registry = CollectorRegistry()
-            ProcessCollector(registry=registry)
-            remembered = Remembered(settings.models_path, time.time)
-            following = asyncio.create_task(follow(remembered, trunk, link, settings.connect_seconds))
-            settle()
-            keys = keys_of(settings)
-            traffic, asker = metrics.traffic_in(registry), Asker(trunk, link, settings.connect_seconds)
-            history = History(traffic, asked_of(asker), seconds=settings.sample_seconds)
-            sampling = asyncio.create_task(history.run())
-            hub = Hub((*contents.topics(), charts.topic(history)), asker)
-            try:
-                async with hub:
-                    yield State(
-                        link=link,
-                        trunk=trunk,
-                        settings=settings,
-                        registry=registry,
-                        traffic=traffic,
-                        remembered=remembered,
-                        managing=asyncio.Lock(),
-                        keys=keys,
-                        sessions=Sessions(keys, time.monotonic),
-                        hub=hub,
-                        entries=contents.entries(),
-                        history=history,
-                        traced=traced,
-                    )
-            finally:
-                for task in (following, sampling):
-                    task.cancel()
-                await asyncio.wait({following, sampling})
-                remembered.keep()
-                trunk.close()
+        async with make_link(settings) as link, opened(settings, link) as state:
+            yield state
 
     return Starlette(
         routes=[
