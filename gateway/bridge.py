@@ -23,19 +23,14 @@ _SQUEUE_SECONDS = 8
 def main(path: str, step: bool = False) -> int:
     """Returns when either side has ended: the exit status. `step`: only as a step of the orchestrator's job; who can
     reach the socket here has a better way."""
+    if step:
+        return _into_job(path, "there is no job to be a step of")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if step:
-            raise OSError("there is no job to be a step of")
         connection.connect(path)
     except OSError as exc:
         connection.close()
-        folder = Path(path).parent
-        job, there = job_of(folder)
-        if job:
-            return _into(folder, job, there)
-        sys.stderr.write("sluice bridge: {}: {}\n".format(path, exc.strerror or exc))  # noqa: UP032 (old Pythons)
-        return 1
+        return _into_job(path, exc.strerror or str(exc))
     threading.Thread(target=_bring, args=(connection,), daemon=True).start()
     try:
         _write(b"\n" + MARKER + b"\n")
@@ -78,8 +73,18 @@ def refusal(job: str, told: str, there: str) -> str:
     return "" if there else "has begun, and the orchestrator is about to listen"
 
 
+def _into_job(path: str, otherwise: str) -> int:
+    """Become a bridge on the node of the orchestrator's job. Returns an exit status only when that cannot be;
+    `otherwise`: what is said where there is no job."""
+    folder = Path(path).parent
+    job, there = job_of(folder)
+    if job:
+        return _into(folder, job, there)
+    sys.stderr.write("sluice bridge: {}: {}\n".format(path, otherwise))  # noqa: UP032 (old Pythons)
+    return 1
+
+
 def _into(folder: Path, job: str, there: str) -> int:
-    """Become a bridge on the job's node. Returns an exit status only when that cannot be."""
     own = folder / "bin" / "slurm"  # it knows where Slurm's commands are, and whose job this is not
     slurm = [str(own)] if own.exists() else []
     try:

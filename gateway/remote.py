@@ -5,6 +5,7 @@ Each is one `sh -c`, whatever the login shell is, with nothing in it that csh or
 
 import base64
 import shlex
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -59,8 +60,9 @@ def refused(seen: bytes) -> str:
 def bridge_command(socket: str, *, step: bool = False) -> str:
     """Join the command's own input and output with the socket: by `sluice bridge` where that is found, else by any
     Python. An old `sluice` that knows no bridge ends with 2, and the next one is tried. `step`: see gateway.bridge."""
-    program = base64.b64encode(Path(bridge.__file__).read_bytes()).decode()
-    start = "import base64,sys;exec(base64.b64decode(sys.argv.pop()))"
+    # Small, as some shells take no long words: with csh a few thousand characters.
+    program = base64.b64encode(zlib.compress(Path(bridge.__file__).read_bytes(), 9)).decode()
+    start = "import base64,sys,zlib;exec(zlib.decompress(base64.b64decode(sys.argv.pop())))"
     lines = (
         'for one in sluice "$HOME/.sluicegate/bin/sluice"; do command -v "$one" >/dev/null 2>&1 || continue; '
         '"$one" bridge "$0" ${2:+"$2"}; code=$?; [ $code = 2 ] || exit $code; done; '

@@ -152,7 +152,7 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "must be given"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None or value in ([], {}) or isinstance(value, BaseModel):
+    if value is None or value in ("", [], {}) or isinstance(value, BaseModel):
         return _NONE
     if isinstance(value, Path):
         return f"`{Path('~') / value.relative_to(Path.home())}`"

@@ -234,7 +234,7 @@ scripts() {
 
 # $1: the PATH. Lines of a script: what makes Slurm's commands what they are on the login node.
 outside() {
-    printf 'for one in $(env | sed -n "s/^\\(SLURM[A-Z]*_[A-Z0-9_]*\\|S[A-Z]*_[A-Z0-9_]*\\)=.*/\\1/p"); do\n'
+    printf 'for one in $(env | sed -n "s/^\\(S[A-Z]*_[A-Z0-9_]*\\)=.*/\\1/p"); do\n'
     printf '    case $one in SLURM_CONF | SLURM_CLUSTERS) ;; SLURM*_* | SBATCH_* | SRUN_* | SQUEUE_* | SCANCEL_*) unset "$one" ;; esac\n'
     printf 'done\nPATH=%s\n' "$(quoted "$1")"
     [ -n "${SLURM_CONF:-}" ] && printf 'SLURM_CONF=%s\nexport SLURM_CONF\n' "$(quoted "$SLURM_CONF")"

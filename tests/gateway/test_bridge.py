@@ -132,6 +132,10 @@ def test_the_command_takes_the_first_that_knows_a_bridge(
     assert (done.stdout + done.stderr).strip() == says
 
 
+def test_the_command_is_short_enough_for_any_shell() -> None:
+    assert len(bridge_command("/a/home/of/some/length/.sluicegate/orchestrator.sock", step=True)) < 4000
+
+
 @pytest.mark.parametrize("words", [["-m", "gateway.bridge"], ["-c", "from gateway.cli import main; main()", "bridge"]])
 async def test_a_bridge_ends_with_its_orchestrator_and_with_its_gateway(folder: Path, words: list[str]) -> None:
     path = folder / "o.sock"

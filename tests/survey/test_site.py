@@ -206,9 +206,9 @@ def test_the_limit_of_a_qos_counts() -> None:
         (
             [
                 Place("/scratch/ada", "scratch", "$SCRATCH", True, "nfs4", free=GIB),
-                Place("/work/x", "project", "$WORK", True, "gpfs", free=900 * GIB),
+                Place("/projects/x", "project", "$WORK", True, "gpfs", free=900 * GIB),
             ],
-            "/work/x/ada/sluicegate",
+            "/projects/x/ada/sluicegate",
         ),
         ([Place("/home/ada", "home", "$HOME", True, "nfs4", free=900 * GIB)], None),
     ],
