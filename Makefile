@@ -3,7 +3,7 @@ BIN := .venv/bin
 COMPILED := build/compiled
 SOURCES := gateway orchestrator tests examples scripts bench
 
-.PHONY: demo test chaos check unit setup lock openapi dashboards configuration recordings docs format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
+.PHONY: demo test prepare fast beside alone chaos check unit setup lock openapi dashboards configuration recordings docs format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
 
 setup: .venv/.done
 
@@ -15,10 +15,22 @@ demo: setup
 	@$(BIN)/sluice demo $(if $(ONCE),--once)
 
 # Everything: the cluster and vLLM as well where they can run, and must under CI=true.
-test: check
+# --keep-going tells of every part what fails in it.
+test: check prepare fast beside alone
+
+.NOTPARALLEL:
+
+prepare: setup
 	tests/prepare
+
+fast: setup
 	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm and not chaos"
+
+# With real programs, but no need of the machine's whole attention.
+beside: setup
 	$(BIN)/pytest -q -n auto --dist worksteal -m beside
+
+alone: setup
 	$(BIN)/pytest -m "(system or cluster or vllm or chaos) and not beside"
 
 check: setup
@@ -28,8 +40,7 @@ check: setup
 	$(BIN)/lint-imports
 
 # The fast tests alone, on all processors.
-unit: check
-	$(BIN)/pytest -q -n auto -m "not system and not cluster and not vllm and not chaos"
+unit: check fast
 
 # Each fault done for real, and a table of what became of it; at most 15 minutes on two processors. CHAOS_SEED repeats
 # a run's random points; CHAOS_OUTAGE_SECONDS (120; half when killed) and CHAOS_LINK_SECONDS (60): slurmctld and the laptop's

@@ -58,6 +58,10 @@ class Place:
         python = str(Path(sysconfig.get_config_var("BINDIR")) / "python3")
         await self.host.manage("install", name or self.wanted.name, python, self.wanted.packages, "", "")
 
+    async def stop(self) -> None:
+        with contextlib.suppress(Failed):
+            await self.host.manage("stop")
+
     async def standing(self) -> Standing:
         return await self.host.standing()
 
@@ -74,8 +78,7 @@ async def place(home: Path) -> AsyncIterator[Place]:
     """With nothing running, and without a site file."""
     one = Place(home)
     yield one
-    with contextlib.suppress(Failed):
-        await one.host.manage("stop")
+    await one.stop()
     for name in ("site.toml", "orchestrator.holder"):
         (one.state / name).unlink(missing_ok=True)
 
@@ -188,7 +191,7 @@ async def test_whose_process_it_is(place: Place) -> None:
 
 
 @pytest.fixture
-def slurm(place: Place) -> Iterator[Path]:
+async def slurm(place: Place) -> AsyncIterator[Path]:
     """What stands in the place of Slurm's commands: the file is what squeue lists, `scancel` empties it."""
     listed, program = place.state / "listed", place.state / "bin" / "slurm"
     program.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +200,7 @@ def slurm(place: Place) -> Iterator[Path]:
     program.chmod(0o700)
     yield listed
     listed.write_text("")
+    await place.stop()  # as long as its holder says which process it is
     for name in ("orchestrator.holder", "orchestrator.job", "listed"):
         (place.state / name).unlink(missing_ok=True)
     if kept is None:
