@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import cast
 
 import asyncssh
+from asyncssh.constants import MSG_IGNORE
+from asyncssh.packet import SSHPacketLogger
 
 from gateway import remote
 from gateway.bridge import MARKER
@@ -17,10 +19,11 @@ from gateway.link import LinkState, Unreached, Waiting
 
 log = logging.getLogger(__name__)
 
-# OSError: no network, no host. asyncssh.Error: all that SSH says. ValueError: asyncssh's words for an unreadable
-# configuration or key file.
 _MOST_WORDS = 4000  # of a bridge on standard error, the end of it
 _MOST_NOISE = 64 * 1024  # bytes that a login shell may print before the bridge speaks
+_SEALED = ("aes128-gcm", "aes256-gcm", "chacha20-poly1305")
+# OSError: no network, no host. asyncssh.Error: all that SSH says. ValueError: asyncssh's words for an unreadable
+# configuration or key file.
 _EXPECTED = (OSError, asyncssh.Error, ValueError)
 
 
@@ -116,6 +119,8 @@ class Tunnel(Kept):
             raise self._unverified(host_keys) from exc
         except asyncssh.PermissionDenied as exc:
             raise self.refused(str(exc), by_question=client.asked) from exc
+        if str(connection.get_extra_info("send_cipher")).startswith(_SEALED):
+            connection.__class__ = _Terse
         return client, connection
 
     async def _options(self, config: Sequence[str]) -> asyncssh.SSHClientConnectionOptions:
@@ -162,6 +167,18 @@ class Tunnel(Kept):
         if isinstance(exc, asyncssh.PermissionDenied | asyncssh.KeyEncryptionError):
             return self.refused(words)
         return self.late() if isinstance(exc, TimeoutError) else self.failed(words)
+
+
+class _Terse(asyncssh.SSHClientConnection):
+    """Without the empty packet that asyncssh sends ahead of each one, which costs a token 25 µs of its way.
+
+    It hides how a packet in CBC mode begins (RFC 4251, section 9.3.1); where each packet is sealed, nothing is to be
+    hidden. asyncssh makes its connections itself, hence as a class that one is given afterwards.
+    """
+
+    def send_packet(self, pkttype: int, *args: bytes, handler: SSHPacketLogger | None = None) -> None:
+        if pkttype != MSG_IGNORE:
+            super().send_packet(pkttype, *args, handler=handler)
 
 
 class _Channel(asyncssh.SSHUNIXSession[bytes]):

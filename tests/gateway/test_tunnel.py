@@ -186,6 +186,28 @@ async def test_no_packet_waits_for_the_client_s_delayed_ack(
         assert sorted(waits)[len(waits) // 2] < 0.02
 
 
+@pytest.mark.usefixtures("sshd")  # where there is none
+@pytest.mark.parametrize(("cipher", "hides"), [("aes256-gcm@openssh.com", False), ("aes256-ctr", True)])
+async def test_no_empty_packet_goes_ahead_of_a_sealed_one(
+    orchestrator: FakeOrchestrator, folder: Path, cipher: str, hides: bool
+) -> None:
+    server = Sshd(folder)
+    server.start(f"Ciphers {cipher}", "LogLevel DEBUG3")
+    empty = "Received SSH2_MSG_IGNORE"
+    try:
+        settings = settings_through(server, folder)
+        async with served_orchestrator(orchestrator, folder / "orchestrator.sock"), gateway(settings) as client:
+            await until_ready(client)
+            before = (folder / "log").read_text().count(empty)
+            assert before > 0, "asyncssh logs in as it always does"
+            for _ in range(30):
+                assert (await client.get("/api/v1/echo")).status_code == 200
+            # sshd's log may lag behind by a few
+            assert ((folder / "log").read_text().count(empty) >= before + 20) is hides
+    finally:
+        server.stop()
+
+
 async def test_a_control_master_of_the_user_is_used_and_outlives_us(
     sshd: Sshd, orchestrator: FakeOrchestrator, folder: Path
 ) -> None:
