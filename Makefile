@@ -1,6 +1,8 @@
 # `make demo` and `make test` are all a newcomer needs; both set up .venv by themselves.
 BIN := .venv/bin
 COMPILED := build/compiled
+# Hundreds of processes start in a test run; where this is set each would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 SOURCES := gateway orchestrator tests examples scripts bench
 
 .PHONY: demo test prepare fast beside alone chaos check unit setup lock openapi dashboards configuration recordings docs format vendor screenshots compiled bench bench-peers bench-prefix soak fuzz clean
